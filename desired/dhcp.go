@@ -42,6 +42,12 @@ type DHCPEntry struct {
 	Hostname string     `json:"hostname,omitempty"`
 }
 
+// DHCPFacts is what is known of a DHCP server.
+type DHCPFacts struct {
+	// Leases are the addresses that guests have taken, by MAC.
+	Leases map[string]netip.Addr `json:"leases,omitempty"`
+}
+
 // Validate names the first field that is wrong.
 func (d *DHCP) Validate() error {
 	if err := checkLinkName("bridge", d.Bridge); err != nil {

@@ -2,7 +2,6 @@ package desired
 
 import (
 	"fmt"
-	"net/netip"
 	"time"
 )
 
@@ -110,8 +109,6 @@ type DomainFacts struct {
 	Pending []string `json:"pending,omitempty"`
 	// VNC is where the console listens on the host, "127.0.0.1:5900"; empty when off.
 	VNC string `json:"vnc,omitempty"`
-	// Leases are the addresses that the guest's NICs have taken by DHCP, by NIC id, as far as seen.
-	Leases map[string]netip.Addr `json:"leases,omitempty"`
 }
 
 // Acted is an act's outcome.
