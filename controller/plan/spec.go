@@ -104,29 +104,11 @@ type Deleted struct {
 	Action DeleteAction  `json:"action"`
 }
 
-// ItemState is an item that a task waits for.
-type ItemState struct {
-	HostID   string         `json:"host_id"`
-	Host     string         `json:"host"`
-	Ref      desired.Ref    `json:"ref"`
-	Phase    desired.Phase  `json:"phase,omitempty"`
-	Fault    *desired.Fault `json:"fault,omitempty"`
-	Progress int            `json:"progress,omitempty"`
-	// Why says in a few words what is missing.
-	Why string `json:"why"`
-}
-
-// Convergence is how far the effect of a call is.
-type Convergence struct {
-	Done   bool `json:"done"`
-	Failed bool `json:"failed"`
-	// Percent is 100 when done.
-	Percent int `json:"percent"`
-	// Waiting are the items that are not there yet.
-	Waiting []ItemState `json:"waiting,omitempty"`
-	// Error says why it failed.
-	Error *resource.Error `json:"error,omitempty"`
-}
+// ItemState and Convergence tell how far the effect of a call is.
+type (
+	ItemState   = resource.ItemState
+	Convergence = resource.Convergence
+)
 
 // HeadBits are the parts of a document's head that Render decides; the publisher knows the rest.
 type HeadBits struct {

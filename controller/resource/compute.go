@@ -170,12 +170,20 @@ type VM struct {
 	Power       desired.Power `json:"power"`
 	Force       bool          `json:"force,omitempty"`
 	StopSeconds int           `json:"stop_seconds"`
-	// Act is the last one-shot verb.
-	Act *desired.Act `json:"act,omitempty"`
+	// Act is the last one-shot verb since it was started. ActSeq counts all acts of its life, so that a number is never
+	// used twice.
+	Act    *desired.Act `json:"act,omitempty"`
+	ActSeq uint64       `json:"act_seq,omitempty"`
+	// Ran says that the document of HostID has wanted it on since it was put there: until that host confirms that it
+	// is off, it may be running there.
+	Ran bool `json:"ran,omitempty"`
 	// Destroyed is when it went to the recycle bin; zero for a VM that is there.
 	Destroyed time.Time `json:"destroyed,omitzero"`
 	// Expunging: it is being removed for good; the record goes when its host has confirmed.
 	Expunging bool `json:"expunging,omitempty"`
+	// Undefine is the second step of expunging, taken once its host has confirmed that it is off: the host's document no
+	// longer has it.
+	Undefine bool `json:"undefine,omitempty"`
 }
 
 // Kind implements Resource.
@@ -244,20 +252,33 @@ type Volume struct {
 	StorageID string `json:"storage_id,omitempty"`
 	HostID    string `json:"host_id,omitempty"`
 	Path      string `json:"path,omitempty"`
+	// LastHostID is the host whose document named it last; empty for a volume that no host has made yet.
+	LastHostID string `json:"last_host_id,omitempty"`
 	// VMID is the VM that has it; empty for a detached data volume.
 	VMID string `json:"vm_id,omitempty"`
+	// LeavingVMID is the VM that it was taken from, until that VM's host has confirmed that it let go.
+	LeavingVMID string `json:"leaving_vm_id,omitempty"`
 	// Target is the disk's name in the guest while attached, "vda".
-	Target         string         `json:"target,omitempty"`
-	Bytes          uint64         `json:"bytes"`
-	Format         desired.Format `json:"format"`
-	ImageID        string         `json:"image_id,omitempty"`
-	DiskOfferingID string         `json:"disk_offering_id,omitempty"`
-	State          State          `json:"state"`
+	Target  string         `json:"target,omitempty"`
+	Bytes   uint64         `json:"bytes"`
+	Format  desired.Format `json:"format"`
+	ImageID string         `json:"image_id,omitempty"`
+	// Backing is what is needed of the image for as long as the volume stands on it, whatever becomes of the image.
+	Backing        *Backing `json:"backing,omitempty"`
+	DiskOfferingID string   `json:"disk_offering_id,omitempty"`
+	State          State    `json:"state"`
 	// Destroyed is when it went to the recycle bin.
 	Destroyed time.Time `json:"destroyed,omitzero"`
 	// Expunging: its file is being removed; the record goes when the host TombstoneHostID has confirmed.
 	Expunging       bool   `json:"expunging,omitempty"`
 	TombstoneHostID string `json:"tombstone_host_id,omitempty"`
+}
+
+// Backing is an image as a volume stands on it.
+type Backing struct {
+	SHA256 string         `json:"sha256"`
+	Bytes  uint64         `json:"bytes"`
+	Format desired.Format `json:"format"`
 }
 
 // Kind implements Resource.
@@ -270,7 +291,8 @@ func (v *Volume) Clone() Resource { c := *v; return &c }
 // of a root volume stays in the storage's cache as long as the volume needs it, whatever becomes of the image's record.
 func (v *Volume) Refs() []Ref {
 	return refs(Ref{KindZone, v.ZoneID, Needs, "zone_id"}, Ref{KindStorage, v.StorageID, Needs, "storage_id"}, Ref{KindHost, v.HostID, Needs, "host_id"},
-		Ref{KindHost, v.TombstoneHostID, Weak, "tombstone_host_id"}, Ref{KindVM, v.VMID, Needs, "vm_id"},
+		Ref{KindHost, v.TombstoneHostID, Weak, "tombstone_host_id"}, Ref{KindHost, v.LastHostID, Weak, "last_host_id"},
+		Ref{KindVM, v.VMID, Needs, "vm_id"}, Ref{KindVM, v.LeavingVMID, Weak, "leaving_vm_id"},
 		Ref{KindImage, v.ImageID, Weak, "image_id"}, Ref{KindDiskOffering, v.DiskOfferingID, Weak, "disk_offering_id"})
 }
 
