@@ -92,7 +92,7 @@ type DeleteAction string
 const (
 	ActionDelete  DeleteAction = "delete"  // its record goes
 	ActionUnlink  DeleteAction = "unlink"  // it stays, without its reference
-	ActionExpunge DeleteAction = "expunge" // its host removes it first
+	ActionRecycle DeleteAction = "recycle" // it goes to the recycle bin
 	ActionForget  DeleteAction = "forget"  // its record goes, its data stays where it is
 )
 

@@ -126,6 +126,8 @@ type Image struct {
 	Bytes        uint64         `json:"bytes,omitempty"`
 	VirtualBytes uint64         `json:"virtual_bytes,omitempty"`
 	Format       desired.Format `json:"format,omitempty"`
+	// Servers are the base addresses of the controllers that have its file.
+	Servers []string `json:"servers,omitempty"`
 }
 
 // Kind implements Resource.

@@ -503,7 +503,9 @@ func l3Status(r Reader, l *L3) L3Status {
 			}
 		}
 	}
-	slices.SortFunc(out.Faults, func(a, b ItemFault) int { return cmp.Or(strings.Compare(a.Host, b.Host), strings.Compare(a.Item, b.Item)) })
+	slices.SortFunc(out.Faults, func(a, b ItemFault) int {
+		return cmp.Or(strings.Compare(a.Host, b.Host), strings.Compare(a.Item, b.Item))
+	})
 	return out
 }
 
@@ -618,7 +620,9 @@ func secGroupStatus(r Reader, g *SecGroup) SecGroupStatus {
 			}
 		}
 	}
-	slices.SortFunc(out.Faults, func(a, b ItemFault) int { return cmp.Or(strings.Compare(a.Host, b.Host), strings.Compare(a.Item, b.Item)) })
+	slices.SortFunc(out.Faults, func(a, b ItemFault) int {
+		return cmp.Or(strings.Compare(a.Host, b.Host), strings.Compare(a.Item, b.Item))
+	})
 	out.Applied = out.Waiting == 0 && o.PublishedSeq() >= g.Rev
 	return out
 }
