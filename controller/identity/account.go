@@ -1,0 +1,248 @@
+package identity
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/jwt/v2"
+	"github.com/nats-io/nats-server/v2/server"
+
+	"shoal/subjects"
+)
+
+// Limits of one agent's connection. It needs a handful of subscriptions and no large message.
+const (
+	agentSubscriptions = 50
+	agentPayload       = 1 << 20
+	agentReplyTime     = 5 * time.Minute
+)
+
+// link is a subject that one account offers and others use.
+type link struct {
+	subject string
+	stream  bool // messages flow to the importer; otherwise it is a request
+	many    bool // a request with more than one answer
+	share   bool // importers say who asks, in a header that they can't forge
+	from    Account
+	to      []Account
+}
+
+// links is everything that crosses the border of an account.
+func links() []link {
+	l := []link{
+		{subject: subjects.DirectGet("*"), many: true, from: CTL, to: []Account{AGT, USR}},
+		{subject: subjects.DirectGet("*") + ".>", from: CTL, to: []Account{USR}},
+		{subject: subjects.BucketSubject(subjects.ObservedBucket, ">"), from: CTL, to: []Account{AGT}},
+		{subject: subjects.AgentAPIAll, share: true, from: CTL, to: []Account{AGT}},
+		{subject: subjects.APIAll, share: true, from: CTL, to: []Account{USR}},
+		{subject: "$SRV.>", many: true, from: CTL, to: []Account{USR}},
+		{subject: subjects.Hint("*", ">"), stream: true, from: CTL, to: []Account{AGT, USR}},
+		{subject: subjects.EventAll, stream: true, from: CTL, to: []Account{USR}},
+		{subject: subjects.EnrollSubject, share: true, from: CTL, to: []Account{ENROLL}},
+		{subject: subjects.Agent("*", ">"), share: true, from: AGT, to: []Account{CTL}},
+	}
+	for _, s := range subjects.ReadOnlyJetStream() {
+		l = append(l, link{subject: s, from: CTL, to: []Account{USR}})
+	}
+	return l
+}
+
+// claims builds the account as it is now.
+func (id *Identity) claims(a Account) *jwt.AccountClaims {
+	c := jwt.NewAccountClaims(id.AccountID(a))
+	c.Name = string(a)
+	for _, l := range links() {
+		typ := jwt.ExportType(jwt.Service)
+		if l.stream {
+			typ = jwt.Stream
+		}
+		if l.from == a {
+			e := &jwt.Export{Name: l.subject, Subject: jwt.Subject(l.subject), Type: typ}
+			if l.many {
+				e.ResponseType = jwt.ResponseTypeStream
+			}
+			c.Exports.Add(e)
+		}
+		if slices.Contains(l.to, a) {
+			c.Imports.Add(&jwt.Import{Name: l.subject, Subject: jwt.Subject(l.subject), Account: id.AccountID(l.from), Type: typ, Share: l.share})
+		}
+	}
+	switch a {
+	case CTL:
+		c.Limits.JetStreamLimits = jwt.JetStreamLimits{DiskStorage: jwt.NoLimit, MemoryStorage: jwt.NoLimit, Streams: jwt.NoLimit, Consumer: jwt.NoLimit}
+	case AGT:
+		s := id.scope(RoleAgent, subjects.AgentRole())
+		s.Template.Limits.Subs, s.Template.Limits.Payload = agentSubscriptions, agentPayload
+		c.SigningKeys.AddScopedSigner(s)
+	case USR:
+		c.SigningKeys.AddScopedSigner(id.scope(RoleAdmin, subjects.AdminRole()))
+		c.SigningKeys.AddScopedSigner(id.scope(RoleViewer, subjects.ViewerRole()))
+	case SYS, ENROLL:
+	}
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	for user, at := range id.revoked[a] {
+		c.RevokeAt(user, at)
+	}
+	return c
+}
+
+// scope is a role's permissions, tied to the role's signing key.
+func (id *Identity) scope(r Role, p subjects.Permissions) *jwt.UserScope {
+	s := jwt.NewUserScope()
+	s.Key, s.Role = id.pub[roleKey(r)], string(r)
+	s.Template.Permissions.Pub.Allow.Add(p.Publish...)
+	s.Template.Permissions.Sub.Allow.Add(p.Subscribe...)
+	if p.Respond {
+		s.Template.Permissions.Resp = &jwt.ResponsePermission{MaxMsgs: 1, Expires: agentReplyTime}
+	}
+	return s
+}
+
+// AccountJWT is the account as a server takes it, signed with the operator's signing key.
+func (id *Identity) AccountJWT(a Account) (string, error) {
+	c := id.claims(a)
+	var vr jwt.ValidationResults
+	c.Validate(&vr)
+	if errs := vr.Errors(); len(errs) > 0 {
+		return "", fmt.Errorf("build account %s: %w", a, errors.Join(errs...))
+	}
+	t, err := c.Encode(id.keys[signingKey])
+	if err != nil {
+		return "", fmt.Errorf("sign account %s: %w", a, err)
+	}
+	return t, nil
+}
+
+// OperatorJWT is the installation's operator as a server takes it. It is all that a server must trust.
+func (id *Identity) OperatorJWT() (string, error) {
+	c := jwt.NewOperatorClaims(id.pub[operatorKey])
+	c.Name = "shoal"
+	c.SystemAccount = id.AccountID(SYS)
+	c.SigningKeys.Add(id.pub[signingKey])
+	t, err := c.Encode(id.keys[operatorKey])
+	if err != nil {
+		return "", fmt.Errorf("sign operator: %w", err)
+	}
+	return t, nil
+}
+
+// Configure makes an embedded server trust the installation and know its accounts.
+func (id *Identity) Configure(o *server.Options) error {
+	ot, err := id.OperatorJWT()
+	if err != nil {
+		return err
+	}
+	oc, err := jwt.DecodeOperatorClaims(ot)
+	if err != nil {
+		return fmt.Errorf("read back operator: %w", err)
+	}
+	res := &server.MemAccResolver{}
+	for _, a := range Accounts() {
+		t, err := id.AccountJWT(a)
+		if err != nil {
+			return err
+		}
+		if err := res.Store(id.AccountID(a), t); err != nil {
+			return fmt.Errorf("preload account %s: %w", a, err)
+		}
+	}
+	o.TrustedOperators, o.AccountResolver, o.SystemAccount = []*jwt.OperatorClaims{oc}, res, id.AccountID(SYS)
+	return nil
+}
+
+// ServerConfig is the text of a nats-server.conf for a server that runs outside of the controller. dir is where that
+// server keeps accounts and streams.
+func (id *Identity) ServerConfig(dir string) (string, error) {
+	ot, err := id.OperatorJWT()
+	if err != nil {
+		return "", err
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, `# A NATS server for Shoal. Add a server_name and, for three servers, a cluster block.
+listen: "0.0.0.0:4222"
+ping_interval: "10s"
+ping_max: 2
+max_payload: 1MB
+jetstream {
+  store_dir: %q
+  # Every acknowledged write of the journal must be on the disk.
+  sync_interval: always
+}
+operator: %s
+system_account: %s
+# The controllers bring the accounts up to date by themselves.
+resolver {
+  type: full
+  dir: %q
+  allow_delete: false
+  interval: "2m"
+}
+resolver_preload {
+`, filepath.Join(dir, "jetstream"), ot, id.AccountID(SYS), filepath.Join(dir, "accounts"))
+	for _, a := range Accounts() {
+		t, err := id.AccountJWT(a)
+		if err != nil {
+			return "", err
+		}
+		fmt.Fprintf(&b, "  # %s\n  %s: %s\n", a, id.AccountID(a), t)
+	}
+	b.WriteString("}\n")
+	return b.String(), nil
+}
+
+// revocations are the users that lost their credentials, and until when those had been issued.
+type revocations map[Account]map[string]time.Time
+
+func loadRevocations(path string) (revocations, error) {
+	b, err := readPrivate(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return revocations{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	r := revocations{}
+	if err := json.Unmarshal(b, &r); err != nil {
+		return nil, fmt.Errorf("read revocations %s: %w", path, err)
+	}
+	return r, nil
+}
+
+// Revoke takes the credentials of a role's user away that were issued up to at. It returns once that can't be forgotten
+// any more; site.UpdateAccount makes the servers act on it.
+func (id *Identity) Revoke(r Role, publicKey string, at time.Time) (Account, error) {
+	a, _, err := r.account()
+	if err != nil {
+		return "", err
+	}
+	if err := checkUserKey(publicKey); err != nil {
+		return "", err
+	}
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	next := revocations{}
+	for k, v := range id.revoked {
+		next[k] = maps.Clone(v)
+	}
+	if next[a] == nil {
+		next[a] = map[string]time.Time{}
+	}
+	next[a][publicKey] = at.UTC().Truncate(time.Second)
+	b, err := json.MarshalIndent(next, "", "  ")
+	if err != nil {
+		return "", fmt.Errorf("encode revocations: %w", err)
+	}
+	if err := replacePrivate(filepath.Join(id.dir, revokedFile), append(b, '\n')); err != nil {
+		return "", fmt.Errorf("keep revocation of %s: %w", publicKey, err)
+	}
+	id.revoked = next
+	return a, nil
+}

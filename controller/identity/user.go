@@ -1,0 +1,182 @@
+package identity
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/nats-io/jwt/v2"
+	"github.com/nats-io/nkeys"
+
+	"shoal/subjects"
+)
+
+// roleTag marks a user's JWT with its role, for people and for ParseCreds. What the user may do comes from its signature.
+const roleTag = "role:"
+
+// IssueUser signs credentials for a user whose key was made elsewhere; only its public key ("U…") is needed. With a ttl
+// of 0 they don't expire. The name of an agent is its host's id; people's names become a token of their subjects.
+func (id *Identity) IssueUser(role Role, name, publicKey string, ttl time.Duration) (string, error) {
+	a, scoped, err := role.account()
+	if err != nil {
+		return "", err
+	}
+	if !subjects.ValidToken(name) {
+		return "", fmt.Errorf("name: %q is not 1 to 64 bytes of [A-Za-z0-9_-]", name)
+	}
+	if err := checkUserKey(publicKey); err != nil {
+		return "", err
+	}
+	if ttl < 0 {
+		return "", fmt.Errorf("ttl: %s is negative", ttl)
+	}
+	c := jwt.NewUserClaims(publicKey)
+	c.Name = name
+	c.Tags.Add(roleTag + string(role))
+	if ttl > 0 {
+		c.Expires = time.Now().Add(ttl).Unix()
+	}
+	signer := id.keys[accountKey(a)]
+	if scoped {
+		signer = id.keys[roleKey(role)]
+		c.IssuerAccount = id.AccountID(a)
+		c.SetScoped(true)
+	}
+	t, err := c.Encode(signer)
+	if err != nil {
+		return "", fmt.Errorf("sign user %s: %w", name, err)
+	}
+	return t, nil
+}
+
+func checkUserKey(publicKey string) error {
+	if !nkeys.IsValidPublicUserKey(publicKey) {
+		return fmt.Errorf("public_key: %q is not a user nkey (56 characters, starting with U)", publicKey)
+	}
+	return nil
+}
+
+// Creds is what a user connects with.
+type Creds struct {
+	Role      Role // empty where the JWT does not say
+	Name      string
+	PublicKey string
+	// Account is the public key of the user's account.
+	Account string
+	// Expires is zero for credentials that don't.
+	Expires time.Time
+	JWT     string
+	// Seed is the user's secret.
+	Seed []byte
+}
+
+// String leaves the secret out.
+func (c Creds) String() string { return fmt.Sprintf("%s %s (%s)", c.Role, c.Name, c.PublicKey) }
+
+// Creds makes a key here and signs credentials for it.
+func (id *Identity) Creds(role Role, name string, ttl time.Duration) (Creds, error) {
+	k, err := nkeys.CreateUser()
+	if err != nil {
+		return Creds{}, fmt.Errorf("make key of user %s: %w", name, err)
+	}
+	pub, err := k.PublicKey()
+	if err != nil {
+		return Creds{}, fmt.Errorf("make key of user %s: %w", name, err)
+	}
+	seed, err := k.Seed()
+	if err != nil {
+		return Creds{}, fmt.Errorf("make key of user %s: %w", name, err)
+	}
+	t, err := id.IssueUser(role, name, pub, ttl)
+	if err != nil {
+		return Creds{}, err
+	}
+	return parse(t, seed)
+}
+
+// Format is the text of a credentials file, as every NATS client takes it.
+func (c Creds) Format() ([]byte, error) {
+	b, err := jwt.FormatUserConfig(c.JWT, c.Seed)
+	if err != nil {
+		return nil, fmt.Errorf("format credentials of %s: %w", c.Name, err)
+	}
+	return b, nil
+}
+
+// WriteFile writes a credentials file in one step. Only its owner may read it.
+func (c Creds) WriteFile(path string) error {
+	b, err := c.Format()
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return fmt.Errorf("write credentials: %w", err)
+	}
+	if err := replacePrivate(path, b); err != nil {
+		return fmt.Errorf("write credentials: %w", err)
+	}
+	return nil
+}
+
+// NewCreds puts a JWT from IssueUser and the seed of its key together.
+func NewCreds(token string, seed []byte) (Creds, error) { return parse(token, seed) }
+
+// ParseCreds reads the text of a credentials file. The signatures are for the server to check.
+func ParseCreds(b []byte) (Creds, error) {
+	t, err := jwt.ParseDecoratedJWT(b)
+	if err != nil {
+		return Creds{}, fmt.Errorf("parse credentials: %w", err)
+	}
+	k, err := jwt.ParseDecoratedUserNKey(b)
+	if err != nil {
+		return Creds{}, fmt.Errorf("parse credentials: %w", err)
+	}
+	seed, err := k.Seed()
+	if err != nil {
+		return Creds{}, fmt.Errorf("parse credentials: %w", err)
+	}
+	return parse(t, seed)
+}
+
+// ReadCreds reads a credentials file, which nobody but its owner may be able to read.
+func ReadCreds(path string) (Creds, error) {
+	b, err := readPrivate(path)
+	if err != nil {
+		return Creds{}, fmt.Errorf("read credentials: %w", err)
+	}
+	c, err := ParseCreds(b)
+	if err != nil {
+		return Creds{}, fmt.Errorf("read credentials %s: %w", path, err)
+	}
+	return c, nil
+}
+
+func parse(token string, seed []byte) (Creds, error) {
+	u, err := jwt.DecodeUserClaims(token)
+	if err != nil {
+		return Creds{}, fmt.Errorf("parse credentials: %w", err)
+	}
+	k, err := nkeys.FromSeed(seed)
+	if err != nil {
+		return Creds{}, fmt.Errorf("parse credentials: seed: %w", err)
+	}
+	if pub, err := k.PublicKey(); err != nil || pub != u.Subject {
+		return Creds{}, errors.New("parse credentials: the key is not the one that the JWT was issued for")
+	}
+	c := Creds{Name: u.Name, PublicKey: u.Subject, Account: u.IssuerAccount, JWT: token, Seed: seed}
+	if c.Account == "" {
+		c.Account = u.Issuer
+	}
+	if u.Expires != 0 {
+		c.Expires = time.Unix(u.Expires, 0).UTC()
+	}
+	for _, t := range u.Tags {
+		if r, ok := strings.CutPrefix(t, roleTag); ok {
+			c.Role = Role(r)
+		}
+	}
+	return c, nil
+}
