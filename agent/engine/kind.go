@@ -5,11 +5,38 @@
 //
 //   - Level, not edge: every decision starts from what is wanted and what is really there. Events only say "look again".
 //   - Nothing of ours that is unwanted stays, nothing that is not ours is touched (kinds observe only what bears our mark).
-//   - Removal goes first, stages downwards; then ensuring, stages upwards, an item only once everything it Needs is Ready.
-//   - One item is never worked on twice at once. Items of a stage run in parallel, bounded.
-//   - A failed item is retried after 250 ms, doubling to 60 s, with jitter; a new Rev starts at once.
-//   - A kind that hangs blocks its own items only.
+//     Without a document nothing is removed at all, nor is anything on the ground of a failed observation.
+//   - One item is never worked on twice at once. Items of a kind run in parallel, bounded (Sizer).
+//   - A failed item is retried after 250 ms, doubling to 60 s, with jitter; a new Rev starts at once. Backoff is for
+//     failures only: a foreign change is healed at once, and only an item that is changed over and over waits, up to 2 s.
+//   - A call that hangs blocks its own item only: after 2 s without Progress it gives up its place among the kind's parallel
+//     calls, after its timeout (Timeouter, 5 min without Progress) its context ends.
 //   - Every change of an item's status is reported once, the newest wins.
+//
+// # Order
+//
+// Removing: an item is taken off only when nothing that is here uses it any more. That is: no unwanted item of a higher
+// stage that needed it is still here, and every wanted item that needed it has become Ready in a form that does not. What
+// an item needed is known from the last time it was Ready; of an item that was not Ready since the agent started, every
+// item of a lower stage is taken to be in use. Two ways out keep this from blocking for ever: a wanted user that waits for
+// an item which fails does not hold items of that item's kind (the old bridge has the VNI of the new one), and after a
+// restart a wanted item that fails holds nothing. A held removal shows as Removing with the fault Waiting and the user's name.
+//
+// Ensuring: Needs gate, and nothing else. An item starts as soon as everything it Needs is Ready at the revision of the
+// same document, whatever the rest of its own or of lower stages is doing, and it is woken by that, not by polling. An item
+// that is as it should be is Ready even if what it needs is not. Stages matter for items without Needs in removal only.
+//
+// Between the two: removals of a kind are started before its other work and don't hold it up. Where a new item can't be
+// while an old one is (a VNI, a path, memory), its Ensure fails, and is tried again at once when an item of its kind is gone.
+//
+// # What it expects of kinds
+//
+// Observe and ObserveOne may run beside Ensure and Remove; what they find of an item that is being worked on is not used.
+// No Ensure or Remove of a Flusher starts while its Flush runs. Ensure has to bring about what Diff compares: an Ensure
+// that succeeds and leaves a difference counts as failed. A kind whose items live on different storages, or can hang
+// one by one for another reason, should have ObserveOne: when Observe fails the engine looks at its items one by one.
+// Remove may be called for the same thing again at every sweep, if the kind decides to keep it but still lists it.
+// An Ensure whose item leaves the document gets its context cancelled, and Remove follows.
 //
 // Delivery of documents and statuses is left to agent/link, keeping the document to agent/ledger, and every touch of the
 // machine to the kinds.
@@ -72,6 +99,12 @@ type (
 	// Sizer says for how many of the kind's items Ensure may run at once; the default is 8.
 	Sizer interface {
 		Parallel() int
+	}
+
+	// Timeouter says how long Ensure, Remove and Flush may take without reporting Progress; the default is 5 min. Observe
+	// and ObserveOne have 30 s, or that if it is shorter.
+	Timeouter interface {
+		Timeout() time.Duration
 	}
 
 	// Guarded marks a kind whose removals count against the shrink guard: a document that would remove more than
@@ -140,6 +173,23 @@ func After(d time.Duration, err error) error {
 	return &afterError{err, d}
 }
 
+// busyError is a step that goes on by itself.
+type busyError struct{ *afterError }
+
+// Unwrap lets who only knows After look again in time.
+func (e *busyError) Unwrap() error { return e.afterError }
+
+// Busy says that a long step is under way and all is well: the item stays Working and is looked at again after d, or at
+// the next event or change. Kinds return it instead of waiting where a new wish must be heard meanwhile (a guest that was
+// asked to stop).
+func Busy(d time.Duration, why string) error { return &busyError{&afterError{errors.New(why), d}} }
+
+// IsBusy reports whether err came from Busy.
+func IsBusy(err error) bool {
+	var b *busyError
+	return errors.As(err, &b)
+}
+
 // Fault gives an error a code for the user, and optionally a remedy that is better than the code's own.
 func Fault(code desired.Code, remedy string, err error) error {
 	if err == nil {
@@ -170,7 +220,9 @@ func FaultOf(err error) *desired.Fault {
 		f.Code, f.Ref, f.Message = desired.CodeWaiting, &wait.ref, wait.why
 	case errors.As(err, &fault):
 		f = *fault
-		f.Message = err.Error()
+		if err != error(fault) {
+			f.Message = err.Error()
+		}
 	case errors.Is(err, context.DeadlineExceeded):
 		f.Code = desired.CodeTimeout
 	}
@@ -186,7 +238,8 @@ func FaultOf(err error) *desired.Fault {
 // progressKey carries the function that takes an item's progress.
 type progressKey struct{}
 
-// Progress tells how far Ensure is, in percent. It is for kinds; outside of an Ensure it does nothing.
+// Progress tells how far Ensure is, in percent, and that it is alive: its timeout starts anew. It is for kinds; outside of
+// an Ensure it does nothing.
 func Progress(ctx context.Context, percent int) {
 	if f, ok := ctx.Value(progressKey{}).(func(int)); ok {
 		f(percent)
