@@ -1,0 +1,298 @@
+// Package link is an agent's connection to its controller: documents come in, statuses go out, and a few requests are made.
+// The agent dials; nothing ever dials it.
+//
+// # What it guarantees
+//
+// Documents: each that is handed on is complete (the head and, for every entry of it, an item with that hash), is this
+// host's, and has a higher generation than the last. None is missed for good: the bucket is read whole at every connect,
+// every few minutes, and whenever a cheap probe sees that its end is not where it should be, so that lost hints, a server's
+// restart, a bucket that was rolled back or made anew, all end in a fresh look. Hints say when to look and nothing else. No
+// JetStream consumer is used: one that loses its place misses updates for good and without a word (see the package
+// comment of controller/publish for the other side).
+//
+// Statuses: the newest of each item wins, is sent until the server has acknowledged it, and again after each
+// reconnection, for the server may have lost what it had acknowledged. What is gone is purged.
+//
+// Everything works, or waits, with no server in sight: at the start, for hours, and while credentials are refused.
+//
+// # What it leaves to others
+//
+// Whether a document is accepted is the ledger's decision, what is done about it the engine's.
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/nats-io/jwt/v2"
+	"github.com/nats-io/nats.go"
+	"github.com/rs/zerolog"
+
+	"shoal/desired"
+	"shoal/subjects"
+)
+
+// Config is what a link needs. Zero durations are replaced by the defaults that their comments name.
+type Config struct {
+	// URL is one server or several, separated by commas.
+	URL string
+	// Creds is the credentials file. It is read anew at each connection attempt, so that renewed ones are taken.
+	Creds string
+	// Host is this host's id: the user name in the credentials. See HostOf.
+	Host string
+	// OnDocument takes each new document. It is called from Run's goroutine; nothing is read while it runs.
+	OnDocument func(desired.Document)
+	// OnAhead is told whether the bucket is behind what the agent has: the controller has lost data.
+	OnAhead func(ahead bool)
+	Log     zerolog.Logger
+
+	ProbeEvery     time.Duration // 30 s
+	ResyncEvery    time.Duration // 10 min
+	HeartbeatEvery time.Duration // 30 s
+	// Spread is over how long all statuses are sent again after a reconnection, so that a fleet does not do it at once. 5 s
+	Spread time.Duration
+	// ReconnectWait and ReconnectJitter are the client's. 2 s, 3 s
+	ReconnectWait, ReconnectJitter time.Duration
+	// Options are added to the client's, for tests.
+	Options []nats.Option
+}
+
+// Link is the connection.
+type Link struct {
+	cfg    Config
+	log    zerolog.Logger
+	nc     *nats.Conn
+	view   *view
+	report *reporter
+	// connected wakes Run after each connection.
+	connected chan struct{}
+}
+
+// HostOf is the host id in a credentials file.
+func HostOf(creds string) (string, error) {
+	b, err := os.ReadFile(creds)
+	if err != nil {
+		return "", fmt.Errorf("read credentials: %w", err)
+	}
+	token, err := jwt.ParseDecoratedJWT(b)
+	if err != nil {
+		return "", fmt.Errorf("read credentials %s: %w", creds, err)
+	}
+	claims, err := jwt.DecodeUserClaims(token)
+	if err != nil {
+		return "", fmt.Errorf("read credentials %s: %w", creds, err)
+	}
+	if !subjects.ValidToken(claims.Name) {
+		return "", fmt.Errorf("read credentials %s: the user name %q is not a host id", creds, claims.Name)
+	}
+	return claims.Name, nil
+}
+
+// New makes a link. It connects in Run.
+func New(cfg Config) (*Link, error) {
+	if cfg.URL == "" || cfg.Host == "" || cfg.OnDocument == nil {
+		return nil, errors.New("new link: URL, Host and OnDocument must be set")
+	}
+	for d, def := range map[*time.Duration]time.Duration{
+		&cfg.ProbeEvery: 30 * time.Second, &cfg.ResyncEvery: 10 * time.Minute, &cfg.HeartbeatEvery: 30 * time.Second,
+		&cfg.Spread: 5 * time.Second, &cfg.ReconnectWait: 2 * time.Second, &cfg.ReconnectJitter: 3 * time.Second,
+	} {
+		if *d <= 0 {
+			*d = def
+		}
+	}
+	l := &Link{cfg: cfg, log: cfg.Log, connected: make(chan struct{}, 1)}
+	l.view = newView(cfg.Host)
+	l.report = newReporter(cfg.Host, cfg.Log)
+	return l, nil
+}
+
+// Accepted tells the generation that the agent stands by: only higher ones are handed on. It is to be called before Run.
+func (l *Link) Accepted(gen uint64) { l.view.delivered = gen }
+
+// Report implements engine.Reporter.
+func (l *Link) Report(ref desired.Ref, status *desired.Status) { l.report.put(ref, status) }
+
+// Run connects and works until ctx ends; the error is nil then. It can be called once.
+func (l *Link) Run(ctx context.Context) error {
+	nc, err := nats.Connect(l.cfg.URL, append([]nats.Option{
+		nats.Name("shoal-agent " + l.cfg.Host),
+		nats.UserCredentials(l.cfg.Creds),
+		nats.CustomInboxPrefix(subjects.Inbox(l.cfg.Host)),
+		// A server that is away or refuses us, for however long, is no reason to give up: hosts live on alone.
+		nats.RetryOnFailedConnect(true),
+		nats.MaxReconnects(-1),
+		nats.IgnoreAuthErrorAbort(),
+		nats.ReconnectWait(l.cfg.ReconnectWait),
+		nats.ReconnectJitter(l.cfg.ReconnectJitter, l.cfg.ReconnectJitter),
+		nats.Timeout(10 * time.Second),
+		nats.PingInterval(10 * time.Second),
+		nats.MaxPingsOutstanding(2),
+		// Nothing is buffered for a server that is away: the newest of each status is sent when it is back.
+		nats.ReconnectBufSize(-1),
+		nats.ConnectHandler(func(nc *nats.Conn) { l.onConnect(nc, "connected") }),
+		nats.ReconnectHandler(func(nc *nats.Conn) { l.onConnect(nc, "reconnected") }),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			l.report.pause()
+			if ctx.Err() == nil {
+				l.log.Warn().Err(err).Msg("disconnected from the controller")
+			}
+		}),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			l.log.Warn().Err(err).Msg("connection error")
+		}),
+	}, l.cfg.Options...)...)
+	if err != nil {
+		return fmt.Errorf("connect to %s: %w", l.cfg.URL, err)
+	}
+	defer nc.Close()
+	l.nc = nc
+	hints := make(chan *nats.Msg, 64)
+	sub, err := nc.ChanSubscribe(subjects.Hint(l.cfg.Host, ">"), hints)
+	if err != nil {
+		return fmt.Errorf("subscribe to hints: %w", err)
+	}
+	defer func() { _ = sub.Unsubscribe() }()
+
+	reporting := make(chan struct{})
+	go func() {
+		defer close(reporting)
+		l.report.run(ctx, nc, l.cfg.Spread)
+	}()
+	defer func() { <-reporting }()
+
+	probe, resync, beat := timer(l.cfg.ProbeEvery), timer(l.cfg.ResyncEvery), timer(l.cfg.HeartbeatEvery)
+	defer probe.Stop()
+	defer resync.Stop()
+	defer beat.Stop()
+	// again asks for another look, after a look that did not give a whole document.
+	again := time.NewTimer(time.Hour)
+	again.Stop()
+	backoff := againMin
+	look := func(whole bool) {
+		complete, err := l.look(ctx, whole)
+		if err == nil && complete {
+			again.Stop()
+			backoff = againMin
+			return
+		}
+		if err != nil && ctx.Err() == nil && nc.IsConnected() {
+			l.log.Warn().Err(err).Msg("desired bucket can't be read")
+		}
+		again.Reset(backoff)
+		backoff = min(2*backoff, againMax)
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-l.connected:
+			l.report.resume()
+			look(true)
+		case h := <-hints:
+			n := drain(hints)
+			l.log.Debug().Str("subject", h.Subject).Int("more", n).Msg("hint")
+			look(false)
+		case <-again.C:
+			if nc.IsConnected() {
+				look(true)
+			} else {
+				again.Reset(backoff)
+			}
+		case <-probe.C:
+			probe.Reset(jitter(l.cfg.ProbeEvery))
+			if nc.IsConnected() {
+				if same, err := l.view.probe(ctx, nc); err == nil && !same {
+					look(true)
+				}
+			}
+		case <-resync.C:
+			resync.Reset(jitter(l.cfg.ResyncEvery))
+			if nc.IsConnected() {
+				look(true)
+			}
+		case <-beat.C:
+			beat.Reset(jitter(l.cfg.HeartbeatEvery))
+			l.report.again(desired.Ref{Kind: desired.KindHost, ID: desired.HostStatusID})
+		}
+	}
+}
+
+// Bounds of how soon to look again after a look that gave no whole document. The first is short, since the usual
+// reason is that a document is being written right now.
+const (
+	againMin = 20 * time.Millisecond
+	againMax = 5 * time.Second
+)
+
+func (l *Link) onConnect(nc *nats.Conn, how string) {
+	l.log.Info().Str("server", nc.ConnectedUrlRedacted()).Msg(how)
+	select {
+	case l.connected <- struct{}{}:
+	default:
+	}
+}
+
+// look reads the bucket, what is new in it or all of it, and hands a new document on.
+func (l *Link) look(ctx context.Context, whole bool) (complete bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	if err := l.view.read(ctx, l.nc, whole); err != nil {
+		return false, err
+	}
+	doc, state := l.view.document()
+	if state == torn && !whole {
+		// What we remember may be wrong: a rolled-back bucket hands out the same sequences again.
+		if err := l.view.read(ctx, l.nc, true); err != nil {
+			return false, err
+		}
+		doc, state = l.view.document()
+	}
+	if l.cfg.OnAhead != nil {
+		l.cfg.OnAhead(state == behind)
+	}
+	if state == newer {
+		l.log.Debug().Uint64("gen", doc.Head.Gen).Int("items", len(doc.Items)).Msg("document read")
+		l.cfg.OnDocument(doc)
+	}
+	return state != torn, nil
+}
+
+// request asks the controller something about this host, and gives its answer.
+func (l *Link) request(ctx context.Context, verb string, body []byte) ([]byte, error) {
+	if l.nc == nil || !l.nc.IsConnected() {
+		return nil, fmt.Errorf("ask the controller for %s: not connected", verb)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	m, err := l.nc.RequestWithContext(ctx, subjects.AgentAPI(l.cfg.Host, verb), body)
+	if err != nil {
+		return nil, fmt.Errorf("ask the controller for %s: %w", verb, err)
+	}
+	if code := m.Header.Get("Nats-Service-Error-Code"); code != "" {
+		return nil, fmt.Errorf("ask the controller for %s: %s", verb, strings.TrimSpace(m.Header.Get("Nats-Service-Error")))
+	}
+	return m.Data, nil
+}
+
+// jitter varies a period by an eighth each way, so that a fleet does not act in step.
+func jitter(d time.Duration) time.Duration { return d - d/8 + rand.N(d/4+1) }
+
+func timer(d time.Duration) *time.Timer { return time.NewTimer(jitter(d)) }
+
+// drain empties a channel without waiting.
+func drain[T any](c <-chan T) (n int) {
+	for {
+		select {
+		case <-c:
+			n++
+		default:
+			return n
+		}
+	}
+}

@@ -1,0 +1,214 @@
+package link
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/rs/zerolog"
+
+	"shoal/desired"
+	"shoal/subjects"
+)
+
+// reporter sends the newest status of each item until it is acknowledged.
+type reporter struct {
+	host string
+	log  zerolog.Logger
+	// wake says that there is something to do.
+	wake chan struct{}
+
+	mu sync.Mutex
+	// last is the newest status of everything that is there, as it was encoded.
+	last map[desired.Ref][]byte
+	// dirty is what is to be sent; nil bytes say that the item is gone. sending is what is under way.
+	dirty   map[desired.Ref][]byte
+	sending map[desired.Ref]bool
+	online  bool
+	whole   bool // everything is to be sent again
+}
+
+func newReporter(host string, log zerolog.Logger) *reporter {
+	return &reporter{
+		host: host, log: log, wake: make(chan struct{}, 1),
+		last: map[desired.Ref][]byte{}, dirty: map[desired.Ref][]byte{}, sending: map[desired.Ref]bool{},
+	}
+}
+
+// put takes a status, nil for an item that is gone. It never blocks.
+func (r *reporter) put(ref desired.Ref, status *desired.Status) {
+	var b []byte
+	if status != nil {
+		var err error
+		if b, err = status.Encode(); err != nil {
+			r.log.Error().Err(err).Stringer("id", ref).Msg("status can't be encoded")
+			return
+		}
+	}
+	r.mu.Lock()
+	if b == nil {
+		delete(r.last, ref)
+	} else {
+		r.last[ref] = b
+	}
+	r.dirty[ref] = b
+	r.mu.Unlock()
+	r.rouse()
+}
+
+// again sends the newest status of an item once more.
+func (r *reporter) again(ref desired.Ref) {
+	r.mu.Lock()
+	if b, ok := r.last[ref]; ok {
+		r.dirty[ref] = b
+	}
+	r.mu.Unlock()
+	r.rouse()
+}
+
+func (r *reporter) pause() {
+	r.mu.Lock()
+	r.online = false
+	r.mu.Unlock()
+}
+
+// resume is called after each connection: the server may have lost what it had acknowledged.
+func (r *reporter) resume() {
+	r.mu.Lock()
+	r.online, r.whole = true, true
+	r.mu.Unlock()
+	r.rouse()
+}
+
+func (r *reporter) rouse() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// inFlight is how many statuses are under way at once.
+const inFlight = 64
+
+// run sends until ctx ends.
+func (r *reporter) run(ctx context.Context, nc *nats.Conn, spread time.Duration) {
+	var sends sync.WaitGroup
+	defer sends.Wait()
+	slots := make(chan struct{}, inFlight)
+	all := time.NewTimer(time.Hour)
+	all.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-r.wake:
+		case <-all.C:
+			r.mu.Lock()
+			for ref, b := range r.last {
+				if _, newer := r.dirty[ref]; !newer {
+					r.dirty[ref] = b
+				}
+			}
+			r.mu.Unlock()
+		}
+		r.mu.Lock()
+		if r.whole {
+			r.whole = false
+			all.Reset(rand.N(spread + 1))
+		}
+		r.mu.Unlock()
+		for {
+			ref, b, ok := r.next()
+			if !ok {
+				break
+			}
+			select {
+			case slots <- struct{}{}:
+			case <-ctx.Done():
+				return
+			}
+			sends.Go(func() {
+				defer func() { <-slots }()
+				r.done(ctx, ref, b, r.send(ctx, nc, ref, b))
+			})
+		}
+	}
+}
+
+// next takes something to send; no item is under way twice.
+func (r *reporter) next() (desired.Ref, []byte, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.online {
+		return desired.Ref{}, nil, false
+	}
+	for ref, b := range r.dirty {
+		if !r.sending[ref] {
+			delete(r.dirty, ref)
+			r.sending[ref] = true
+			return ref, b, true
+		}
+	}
+	return desired.Ref{}, nil, false
+}
+
+// done notes how sending went. What was not acknowledged is sent again, unless there is something newer.
+func (r *reporter) done(ctx context.Context, ref desired.Ref, b []byte, err error) {
+	if err != nil && ctx.Err() == nil {
+		r.log.Debug().Err(err).Stringer("id", ref).Msg("status not acknowledged")
+		// Not at once: the server has just refused or lost it.
+		wait := time.NewTimer(jitter(time.Second))
+		select {
+		case <-ctx.Done():
+		case <-wait.C:
+		}
+		wait.Stop()
+	}
+	r.mu.Lock()
+	delete(r.sending, ref)
+	if _, newer := r.dirty[ref]; err != nil && !newer {
+		r.dirty[ref] = b
+	}
+	again := len(r.dirty) > 0
+	r.mu.Unlock()
+	if again {
+		r.rouse()
+	}
+}
+
+// tombstoneTTL is how long the mark of a purged status stays in the bucket.
+const tombstoneTTL = "1h"
+
+// send writes one status and waits for the acknowledgement.
+func (r *reporter) send(ctx context.Context, nc *nats.Conn, ref desired.Ref, b []byte) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	m := nats.NewMsg(subjects.BucketSubject(subjects.ObservedBucket, subjects.ObservedKey(r.host, string(ref.Kind), ref.ID)))
+	m.Data = b
+	if b == nil {
+		m.Header.Set("KV-Operation", "PURGE")
+		m.Header.Set("Nats-Rollup", "sub")
+		m.Header.Set("Nats-TTL", tombstoneTTL)
+	}
+	answer, err := nc.RequestMsgWithContext(ctx, m)
+	if err != nil {
+		return fmt.Errorf("report %s: %w", ref, err)
+	}
+	var ack struct {
+		Error *struct {
+			Description string `json:"description"`
+		} `json:"error"`
+		Seq uint64 `json:"seq"`
+	}
+	if err := json.Unmarshal(answer.Data, &ack); err != nil {
+		return fmt.Errorf("report %s: read the acknowledgement: %w", ref, err)
+	}
+	if ack.Error != nil {
+		return fmt.Errorf("report %s: %s", ref, ack.Error.Description)
+	}
+	return nil
+}
