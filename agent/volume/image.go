@@ -273,7 +273,7 @@ func (k *Images) download(ctx context.Context, want desired.Image) error {
 		}
 		before := d.have
 		if err != nil {
-			last = fmt.Errorf("find image %s: %w", want.Image, err)
+			urls, last = nil, fmt.Errorf("find image %s: %w", want.Image, err)
 		}
 		for _, url := range urls {
 			if err := d.get(ctx, url); err != nil {
