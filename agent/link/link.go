@@ -27,6 +27,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/jwt/v2"
@@ -66,7 +67,7 @@ type Config struct {
 type Link struct {
 	cfg    Config
 	log    zerolog.Logger
-	nc     *nats.Conn
+	nc     atomic.Pointer[nats.Conn]
 	view   *view
 	report *reporter
 	// connected wakes Run after each connection.
@@ -151,7 +152,7 @@ func (l *Link) Run(ctx context.Context) error {
 		return fmt.Errorf("connect to %s: %w", l.cfg.URL, err)
 	}
 	defer nc.Close()
-	l.nc = nc
+	l.nc.Store(nc)
 	hints := make(chan *nats.Msg, 64)
 	sub, err := nc.ChanSubscribe(subjects.Hint(l.cfg.Host, ">"), hints)
 	if err != nil {
@@ -242,13 +243,13 @@ func (l *Link) onConnect(nc *nats.Conn, how string) {
 func (l *Link) look(ctx context.Context, whole bool) (complete bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
-	if err := l.view.read(ctx, l.nc, whole); err != nil {
+	if err := l.view.read(ctx, l.nc.Load(), whole); err != nil {
 		return false, err
 	}
 	doc, state := l.view.document()
 	if state == torn && !whole {
 		// What we remember may be wrong: a rolled-back bucket hands out the same sequences again.
-		if err := l.view.read(ctx, l.nc, true); err != nil {
+		if err := l.view.read(ctx, l.nc.Load(), true); err != nil {
 			return false, err
 		}
 		doc, state = l.view.document()
@@ -265,12 +266,13 @@ func (l *Link) look(ctx context.Context, whole bool) (complete bool, err error) 
 
 // request asks the controller something about this host, and gives its answer.
 func (l *Link) request(ctx context.Context, verb string, body []byte) ([]byte, error) {
-	if l.nc == nil || !l.nc.IsConnected() {
+	nc := l.nc.Load()
+	if nc == nil || !nc.IsConnected() {
 		return nil, fmt.Errorf("ask the controller for %s: not connected", verb)
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	m, err := l.nc.RequestWithContext(ctx, subjects.AgentAPI(l.cfg.Host, verb), body)
+	m, err := nc.RequestWithContext(ctx, subjects.AgentAPI(l.cfg.Host, verb), body)
 	if err != nil {
 		return nil, fmt.Errorf("ask the controller for %s: %w", verb, err)
 	}
