@@ -123,14 +123,10 @@ func (d *deletion) collect(r resource.Resource) error {
 	return nil
 }
 
-// host checks that a host may go. Its VMs and the volumes on it are forgotten with it, if the caller says so and the
-// host can't contradict.
+// host adds a host's VMs and the volumes on it: they are forgotten with it, if the caller says so and the host can't
+// contradict.
 func (d *deletion) host(h *resource.Host) error {
-	connected := d.tx.Observed().Host(h.ID).Connected
-	if connected && h.State == resource.Enabled {
-		return resource.Conflict("host", "host %s is connected and enabled", h.Name).WithRemedy("disable it first, or stop its agent")
-	}
-	if !d.opt.Cascade || connected {
+	if !d.opt.Cascade || d.tx.Observed().Host(h.ID).Connected {
 		return nil
 	}
 	for vm := range resource.Referrers[*resource.VM](d.tx, resource.KindHost, h.ID) {
@@ -179,9 +175,21 @@ func imageNeeded(tx resource.Tx, i *resource.Image) error {
 	return nil
 }
 
+func hostMayGo(tx resource.Tx, h *resource.Host) error {
+	if h.State == resource.Enabled && tx.Observed().Host(h.ID).Connected {
+		return resource.Conflict("host", "host %s is connected and enabled", h.Name).WithRemedy("disable it first, or stop its agent")
+	}
+	return nil
+}
+
 // check finds what stands in the way.
 func (d *deletion) check(root resource.Resource) error {
 	what := fmt.Sprintf("%s %s", root.Kind(), root.Base().Name)
+	if h, ok := root.(*resource.Host); ok {
+		if err := hostMayGo(d.tx, h); err != nil {
+			return err
+		}
+	}
 	var users []resource.Reason
 	for _, r := range d.order {
 		target := d.doomed[r]
@@ -206,6 +214,13 @@ func (d *deletion) check(root resource.Resource) error {
 	}
 	if len(users) > 0 {
 		return inUse(what, users).WithRemedy("remove or move what uses it first")
+	}
+	for _, r := range d.order {
+		if h, ok := d.doomed[r].(*resource.Host); ok {
+			if err := hostMayGo(d.tx, h); err != nil {
+				return err
+			}
+		}
 	}
 	if d.opt.Cascade {
 		return nil

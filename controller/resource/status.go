@@ -112,7 +112,8 @@ func vmStatus(r Reader, vm *VM) VMStatus {
 }
 
 func vmState(r Reader, vm *VM, f desired.DomainFacts, phase desired.Phase, seen, fresh, connected bool) VMState {
-	off := ConfirmedOff(r, vm)
+	// A host that said of an older revision that it is off as wanted has not been asked to run it since.
+	off := ConfirmedOff(r, vm) || vm.Power == desired.PowerOff && connected && seen && phase == desired.PhaseReady && f.State == desired.StateShutoff && !f.ByGuest
 	switch {
 	case vm.Expunging:
 		return VMExpunging
@@ -125,7 +126,7 @@ func vmState(r Reader, vm *VM, f desired.DomainFacts, phase desired.Phase, seen,
 	}
 	// From here on the host is connected, so that what it said is true, though perhaps of an older revision.
 	if vm.Power == desired.PowerOff {
-		if off || fresh && phase == desired.PhaseReady {
+		if off {
 			return VMStopped
 		}
 		return VMStopping
