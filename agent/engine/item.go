@@ -264,6 +264,10 @@ func (e *Engine) failed(it *item, err error, since uint64) {
 	case errors.As(err, &final):
 		it.final = true
 		e.show(it, phase(desired.PhaseRefused), fault)
+	case IsBusy(err) && it.doc != nil && errors.As(err, &after):
+		// Not a failure: it counts no attempt and shows no fault.
+		e.retryIn(it, max(after.d, 10*time.Millisecond))
+		e.show(it, desired.PhaseWorking, nil)
 	default:
 		it.attempts++
 		d := backoff(it.attempts)
