@@ -1,0 +1,18 @@
+// Package journal keeps the truth: the stream JOURNAL, in which one message is one committed group of transactions.
+//
+// # What it guarantees
+//
+// An append is whole or absent. It carries the sequence and the identity of the message that it follows, so whoever is
+// not up to date can't write ([ErrFenced]); on a cluster with replicas the sequence alone. A publish whose answer got
+// lost is resolved by looking at the stream's end and by trying again under the same fence: Append returns only
+// when the group is known to be stored, known not to be, or its context has ended ([ErrUnknown]).
+//
+// Replay and Tail hand over every message once and in order. A stream that went back (lost tail, restored backup) or
+// was made anew is told as [ErrDiverged], even where its sequence has caught up in the meantime: whoever has state
+// built from what is gone must build it again.
+//
+// # What it leaves to others
+//
+// The stream is made by controller/site from [Config]. What the changes mean is the store's affair, who may lead that
+// of the lease; durability is the server's (SyncAlways).
+package journal

@@ -1,0 +1,137 @@
+package journal
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"shoal/controller/resource"
+)
+
+// MaxGroup is how many bytes of entries are put together into one message.
+const MaxGroup = 512 << 10
+
+// Change is what one transaction made of one resource.
+type Change struct {
+	Kind resource.Kind `json:"kind"`
+	ID   string        `json:"id"`
+	// Value is the whole resource; nil where it was deleted.
+	Value json.RawMessage `json:"value,omitempty"`
+}
+
+// Entry is one transaction.
+type Entry struct {
+	Request resource.Request `json:"request"`
+	// At is the transaction's time, in UTC.
+	At      time.Time `json:"at"`
+	Changes []Change  `json:"changes,omitempty"`
+	// Error says why a call was refused, where refused calls are recorded; such an entry has no changes.
+	Error string `json:"error,omitempty"`
+}
+
+// Group is what one message holds.
+type Group struct {
+	Entries []Entry `json:"entries"`
+}
+
+// Encoded is the JSON of an entry, made once when its transaction has run.
+type Encoded []byte
+
+// Encode makes an entry's JSON. Values are taken as they are: they must be valid JSON, as those that encoding/json
+// made are. (encoding/json itself would scan each of them again.)
+func (e Entry) Encode() (Encoded, error) {
+	n := 256 + len(e.Request.Params)
+	for _, c := range e.Changes {
+		n += 96 + len(c.Value)
+	}
+	b := bytes.NewBuffer(make([]byte, 0, n))
+	request, err := json.Marshal(e.Request)
+	if err != nil {
+		return nil, fmt.Errorf("encode request %s: %w", e.Request.ID, err)
+	}
+	b.WriteString(`{"request":`)
+	b.Write(request)
+	b.WriteString(`,"at":`)
+	at, err := e.At.MarshalJSON()
+	if err != nil {
+		return nil, fmt.Errorf("encode time of request %s: %w", e.Request.ID, err)
+	}
+	b.Write(at)
+	if len(e.Changes) > 0 {
+		b.WriteString(`,"changes":[`)
+		for i, c := range e.Changes {
+			if i > 0 {
+				b.WriteByte(',')
+			}
+			// Kinds and ids are tokens of subjects: they need no escaping.
+			fmt.Fprintf(b, `{"kind":"%s","id":"%s"`, c.Kind, c.ID)
+			if c.Value != nil {
+				b.WriteString(`,"value":`)
+				b.Write(c.Value)
+			}
+			b.WriteByte('}')
+		}
+		b.WriteByte(']')
+	}
+	if e.Error != "" {
+		text, err := json.Marshal(e.Error)
+		if err != nil {
+			return nil, fmt.Errorf("encode error of request %s: %w", e.Request.ID, err)
+		}
+		b.WriteString(`,"error":`)
+		b.Write(text)
+	}
+	b.WriteByte('}')
+	return b.Bytes(), nil
+}
+
+// Join makes the JSON of a group.
+func Join(entries []Encoded) []byte {
+	n := len(groupHead) + len(groupTail)
+	for _, e := range entries {
+		n += len(e) + 1
+	}
+	b := append(make([]byte, 0, n), groupHead...)
+	for i, e := range entries {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(b, e...)
+	}
+	return append(b, groupTail...)
+}
+
+const groupHead, groupTail = `{"entries":[`, `]}`
+
+// Encode makes a group's JSON.
+func (g Group) Encode() ([]byte, error) {
+	entries := make([]Encoded, len(g.Entries))
+	for i, e := range g.Entries {
+		var err error
+		if entries[i], err = e.Encode(); err != nil {
+			return nil, err
+		}
+	}
+	return Join(entries), nil
+}
+
+// Decode reads a group. Unknown fields are ignored: a newer controller may have written them.
+func Decode(b []byte) (Group, error) {
+	var g Group
+	if err := json.Unmarshal(b, &g); err != nil {
+		return Group{}, fmt.Errorf("decode journal group: %w", err)
+	}
+	for _, e := range g.Entries {
+		for i, c := range e.Changes {
+			if c.Kind == "" || c.ID == "" {
+				return Group{}, fmt.Errorf("decode journal group: change %d of request %q names no resource", i, e.Request.ID)
+			}
+			// A stored null is a deletion too.
+			if string(c.Value) == "null" {
+				e.Changes[i].Value = nil
+			}
+		}
+	}
+	return g, nil
+}

@@ -1,0 +1,126 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/go-memdb"
+
+	"shoal/controller/journal"
+	"shoal/controller/resource"
+)
+
+// building is a state that is being read, before it gets its indexes.
+type building struct {
+	at     journal.Position
+	values map[changeKey]json.RawMessage
+}
+
+// Load reads the state: the projection, where it can be believed, then the journal from there on. It can be called
+// again, after journal.ErrDiverged; readers of changes are told by ErrGone.
+func (s *Store) Load(ctx context.Context) error {
+	if !s.busy.TryLock() {
+		return fmt.Errorf("load: %w", errBusy)
+	}
+	defer s.busy.Unlock()
+	began := time.Now()
+	b, why := s.readProjection(ctx)
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("load: %w", context.Cause(ctx))
+	}
+	from := b.at.Seq
+	snap, err := s.build(ctx, b)
+	if err != nil && from > 0 && errors.Is(err, errInconsistent) {
+		why, from = err, 0
+		snap, err = s.build(ctx, building{values: map[changeKey]json.RawMessage{}})
+	}
+	if err != nil {
+		return fmt.Errorf("load: %w", err)
+	}
+	if why != nil && !errors.Is(why, errNoProjection) {
+		s.log.Warn().AnErr("cause", why).Msg("the projection can't be believed: everything was read from the journal")
+	}
+	s.current.Store(snap)
+	s.feed.reset(snap.at.Seq)
+	s.changed.wake()
+	s.log.Info().Uint64("seq", snap.at.Seq).Uint64("rev", from).Dur("took", time.Since(began)).Msg("loaded")
+	return nil
+}
+
+// build replays the journal onto what was read and makes the indexes.
+func (s *Store) build(ctx context.Context, b building) (*snapshot, error) {
+	// The requests of the last minutes are needed too, even where their effect is in the projection.
+	recent, err := s.journal.FirstSince(ctx, s.clock().Add(-RequestsKept))
+	if err != nil {
+		return nil, err
+	}
+	s.requests.reset()
+	from := b.at.Seq + 1
+	err = s.journal.Replay(ctx, min(from, recent), func(m journal.Message) error {
+		s.requests.add(m, s.clock())
+		if m.Seq < from {
+			return nil
+		}
+		b.at = m.Position
+		for _, e := range m.Group.Entries {
+			for _, c := range e.Changes {
+				if k := (changeKey{c.Kind, c.ID}); c.Value == nil {
+					delete(b.values, k)
+				} else {
+					b.values[k] = c.Value
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return b.index()
+}
+
+// errInconsistent says that resources contradict each other, which no committed state does.
+var errInconsistent = errors.New("the resources contradict each other")
+
+// index makes the tables, and looks whether the references and unique keys are as they are after any transaction.
+func (b building) index() (*snapshot, error) {
+	db, err := memdb.NewMemDB(resourceSchema())
+	if err != nil {
+		return nil, err
+	}
+	db = db.Snapshot()
+	txn := db.Txn(true)
+	defer txn.Abort()
+	holders := map[string]changeKey{}
+	for k, value := range b.values {
+		r, err := decodeResource(k.kind, k.id, value)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", errInconsistent, err)
+		}
+		for _, ref := range r.Refs() {
+			if _, ok := b.values[changeKey{ref.Kind, ref.ID}]; !ok && ref.Mode != resource.Weak {
+				return nil, fmt.Errorf("%s %s names the %s %s, which is not there: %w", k.kind, k.id, ref.Kind, ref.ID, errInconsistent)
+			}
+		}
+		if r.Base().Rev > b.at.Seq {
+			return nil, fmt.Errorf("%s %s has revision %d, the journal ends at %d: %w", k.kind, k.id, r.Base().Rev, b.at.Seq, errInconsistent)
+		}
+		for _, key := range r.Unique() {
+			if other, ok := holders[key]; ok {
+				return nil, fmt.Errorf("%s %s and %s %s both have %s: %w", k.kind, k.id, other.kind, other.id, key, errInconsistent)
+			}
+			holders[key] = k
+			if err := txn.Insert(tableHolders, &holder{key, k.kind, k.id}); err != nil {
+				return nil, err
+			}
+		}
+		if err := txn.Insert(string(k.kind), r); err != nil {
+			return nil, err
+		}
+	}
+	txn.Commit()
+	return &snapshot{at: b.at, db: db}, nil
+}

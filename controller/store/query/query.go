@@ -1,0 +1,2 @@
+// Package query selects resources by their attributes, by those of related resources and by their status.
+package query
