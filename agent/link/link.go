@@ -51,6 +51,11 @@ type Config struct {
 	// OnAhead is told whether the bucket is behind what the agent has: the controller has lost data.
 	OnAhead func(ahead bool)
 	Log     zerolog.Logger
+	// Names is the file that keeps the names of what was reported; "" for none.
+	Names string
+	// ForgetAfter is how long after the start statuses of an earlier process are purged that nobody has reported anew. By
+	// then whoever reports must have reported everything once. 1 min
+	ForgetAfter time.Duration
 
 	ProbeEvery     time.Duration // 30 s
 	ResyncEvery    time.Duration // 10 min
@@ -101,7 +106,7 @@ func New(cfg Config) (*Link, error) {
 	}
 	for d, def := range map[*time.Duration]time.Duration{
 		&cfg.ProbeEvery: 30 * time.Second, &cfg.ResyncEvery: 10 * time.Minute, &cfg.HeartbeatEvery: 30 * time.Second,
-		&cfg.Spread: 5 * time.Second, &cfg.ReconnectWait: 2 * time.Second, &cfg.ReconnectJitter: 3 * time.Second,
+		&cfg.Spread: 5 * time.Second, &cfg.ForgetAfter: time.Minute, &cfg.ReconnectWait: 2 * time.Second, &cfg.ReconnectJitter: 3 * time.Second,
 	} {
 		if *d <= 0 {
 			*d = def
@@ -109,7 +114,10 @@ func New(cfg Config) (*Link, error) {
 	}
 	l := &Link{cfg: cfg, log: cfg.Log, connected: make(chan struct{}, 1)}
 	l.view = newView(cfg.Host)
-	l.report = newReporter(cfg.Host, cfg.Log)
+	var err error
+	if l.report, err = newReporter(cfg.Host, cfg.Names, cfg.Log); err != nil {
+		return nil, err
+	}
 	return l, nil
 }
 
@@ -171,6 +179,8 @@ func (l *Link) Run(ctx context.Context) error {
 	defer probe.Stop()
 	defer resync.Stop()
 	defer beat.Stop()
+	forget := time.NewTimer(l.cfg.ForgetAfter)
+	defer forget.Stop()
 	// again asks for another look, after a look that did not give a whole document.
 	again := time.NewTimer(time.Hour)
 	again.Stop()
@@ -217,6 +227,8 @@ func (l *Link) Run(ctx context.Context) error {
 			if nc.IsConnected() {
 				look(true)
 			}
+		case <-forget.C:
+			l.report.purgeForgotten()
 		case <-beat.C:
 			beat.Reset(jitter(l.cfg.HeartbeatEvery))
 			l.report.again(desired.Ref{Kind: desired.KindHost, ID: desired.HostStatusID})

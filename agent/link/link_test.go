@@ -406,6 +406,24 @@ func TestReport_NewestWinsAndComesBack(t *testing.T) {
 	}
 }
 
+// TestReport_ForgottenIsPurged: a process reports and dies before it can say that the item is gone.
+func TestReport_ForgottenIsPurged(t *testing.T) {
+	b := newBench(t)
+	names := filepath.Join(t.TempDir(), "names.json")
+	gone, stays := desired.Ref{Kind: desired.KindPool, ID: "p1"}, desired.Ref{Kind: desired.KindPool, ID: "p2"}
+	t.Run("first process", func(t *testing.T) {
+		l, _, _ := linked(t, b, func(c *Config) { c.Names = names })
+		for _, ref := range []desired.Ref{gone, stays} {
+			l.Report(ref, &desired.Status{Rev: 1, Phase: desired.PhaseReady})
+			b.until("the status is there", func() bool { _, ok := b.observed(ref); return ok })
+		}
+	})
+	l, _, _ := linked(t, b, func(c *Config) { c.Names, c.ForgetAfter = names, 100*time.Millisecond })
+	l.Report(stays, &desired.Status{Rev: 2, Phase: desired.PhaseReady})
+	b.until("what nobody reported again is purged", func() bool { _, ok := b.observed(gone); return !ok })
+	b.until("what was reported again is newer", func() bool { st, ok := b.observed(stays); return ok && st.Rev == 2 })
+}
+
 func TestReport_NoServerAtTheStart(t *testing.T) {
 	b := newBench(t)
 	b.stop()

@@ -3,14 +3,20 @@ package link
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
+	"maps"
 	"math/rand/v2"
+	"os"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/rs/zerolog"
 
+	"shoal/agent/host"
 	"shoal/desired"
 	"shoal/subjects"
 )
@@ -30,13 +36,75 @@ type reporter struct {
 	sending map[desired.Ref]bool
 	online  bool
 	whole   bool // everything is to be sent again
+
+	// names are the items that may have a status in the bucket, kept in a file: an agent that died, or a host that lost
+	// power, between the end of an item and the purge of its status must still purge it. Nobody else would.
+	names map[desired.Ref]struct{}
+	file  string
 }
 
-func newReporter(host string, log zerolog.Logger) *reporter {
-	return &reporter{
-		host: host, log: log, wake: make(chan struct{}, 1),
-		last: map[desired.Ref][]byte{}, dirty: map[desired.Ref][]byte{}, sending: map[desired.Ref]bool{},
+// newReporter takes over the names that an earlier process has left in file; "" for no file.
+func newReporter(hostID, file string, log zerolog.Logger) (*reporter, error) {
+	r := &reporter{
+		host: hostID, file: file, log: log, wake: make(chan struct{}, 1),
+		last: map[desired.Ref][]byte{}, dirty: map[desired.Ref][]byte{}, sending: map[desired.Ref]bool{}, names: map[desired.Ref]struct{}{},
 	}
+	if file == "" {
+		return r, nil
+	}
+	b, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return r, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the names of reported items: %w", err)
+	}
+	var refs []desired.Ref
+	if err := json.Unmarshal(b, &refs); err != nil {
+		// They serve to tidy up only: an agent must not stay away for them.
+		log.Warn().Err(err).Msg("names of reported items can't be read")
+	}
+	for _, ref := range refs {
+		r.names[ref] = struct{}{}
+	}
+	return r, nil
+}
+
+// remember keeps the names of what is about to be sent for the first time.
+func (r *reporter) remember() {
+	r.mu.Lock()
+	added := false
+	for ref, b := range r.dirty {
+		if _, ok := r.names[ref]; !ok && b != nil {
+			r.names[ref] = struct{}{}
+			added = true
+		}
+	}
+	refs := slices.SortedFunc(maps.Keys(r.names), desired.Ref.Compare)
+	r.mu.Unlock()
+	if !added || r.file == "" {
+		return
+	}
+	b, err := json.Marshal(refs)
+	if err == nil {
+		err = host.WriteFile(r.file, b, 0o600)
+	}
+	if err != nil {
+		r.log.Warn().Err(err).Msg("names of reported items can't be written")
+	}
+}
+
+// purgeForgotten purges the statuses of items that an earlier process has reported and that nobody knows any more.
+func (r *reporter) purgeForgotten() {
+	r.mu.Lock()
+	for ref := range r.names {
+		_, known := r.last[ref]
+		if _, underway := r.dirty[ref]; !known && !underway {
+			r.dirty[ref] = nil
+		}
+	}
+	r.mu.Unlock()
+	r.rouse()
 }
 
 // put takes a status, nil for an item that is gone. It never blocks.
@@ -121,6 +189,7 @@ func (r *reporter) run(ctx context.Context, nc *nats.Conn, spread time.Duration)
 			all.Reset(rand.N(spread + 1))
 		}
 		r.mu.Unlock()
+		r.remember()
 		for {
 			ref, b, ok := r.next()
 			if !ok {
@@ -170,8 +239,12 @@ func (r *reporter) done(ctx context.Context, ref desired.Ref, b []byte, err erro
 	}
 	r.mu.Lock()
 	delete(r.sending, ref)
-	if _, newer := r.dirty[ref]; err != nil && !newer {
+	_, newer := r.dirty[ref]
+	switch {
+	case err != nil && !newer:
 		r.dirty[ref] = b
+	case err == nil && b == nil && !newer:
+		delete(r.names, ref)
 	}
 	again := len(r.dirty) > 0
 	r.mu.Unlock()

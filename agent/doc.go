@@ -1,0 +1,10 @@
+// Package agent makes a host what its document says and keeps it so. Run is the only place that wires an agent.
+//
+//	link ──document──▶ ledger ──accepted──▶ engine ──▶ kinds ──▶ libvirt, dnsmasq, iptables, mounts, files
+//	  ▲                                       │
+//	  └───────────── statuses, facts ◀────────┘
+//
+// What a host was last told is in its ledger, so that an agent needs nobody to do its work: it acts on the ledger as soon as it
+// starts, before and without a connection. Ending an agent ends nothing else: guests, DHCP servers, rules and mounts
+// stay, and the next agent finds them.
+package agent
