@@ -773,7 +773,7 @@ func (k *Kind) start(ctx context.Context, id string, want desired.Domain) error 
 // How a guest is asked to stop: again after askAgain, since one that was booting did not hear the first time. Ensure
 // comes back to the engine after slice, so that a new wish is heard.
 const (
-	askAgain = 10 * time.Second
+	askAgain = 5 * time.Second
 	slice    = time.Second
 )
 

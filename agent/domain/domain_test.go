@@ -189,7 +189,7 @@ func TestStopAsksAgainAndThenDestroys(t *testing.T) {
 			t.Errorf("took %s", took)
 		}
 		ask := "shutdown " + id
-		if d := cmp.Diff([]string{ask, ask, ask, "destroy " + id}, lv.Calls()); d != "" {
+		if d := cmp.Diff([]string{ask, ask, ask, ask, ask, "destroy " + id}, lv.Calls()); d != "" {
 			t.Errorf("calls: %s", d)
 		}
 	})
