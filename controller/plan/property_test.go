@@ -160,7 +160,13 @@ func checkInvariants(t tester, e *plantest.Example) {
 		ips[k] = n.ID
 	}
 	for h := range resource.All[*resource.Host](v) {
-		u := resource.UseOfHost(v, h.ID)
+		var u resource.HostUse
+		for vm := range resource.Referrers[*resource.VM](v, resource.KindHost, h.ID) {
+			if vm.Power != desired.PowerOff {
+				u.CPUs += vm.CPUs
+				u.MemoryMiB += uint64(vm.MemoryMiB)
+			}
+		}
 		if ob := v.Observed().Host(h.ID); ob.Reported {
 			if cpus, mem := resource.HostRoom(ob.Facts.Inventory, u); cpus < 0 || mem < 0 {
 				t.Errorf("host %s is over its capacity: %d CPUs, %d MiB left", h.Name, cpus, mem)
@@ -457,57 +463,58 @@ func TestUnrelatedResourcesChangeNothing(t *testing.T) {
 	unchanged("what came and went", before)
 }
 
-// bigSite is one host with 100 VMs in a group of 1,000 rules, and 99 more hosts with VMs in the group.
-func bigSite(b *testing.B) *plantest.Example {
+// bigSite has a host h1 with 100 VMs, and 99 more with 9 each, all in one group of 1,000 rules.
+func bigSite(b *testing.B) (e *plantest.Example, spec plan.VMSpec) {
 	b.Helper()
-	e := plantest.NewExample(1, 100)
-	err := e.Do("rules", func(tx resource.Tx) error {
+	e = plantest.NewExample(1, 100)
+	err := e.Do("fill", func(tx resource.Tx) error {
+		l3, err := plan.Create(tx, &resource.L3{Meta: resource.Meta{Name: "wide"}, L2ID: e.IDs["vx"]})
+		if err != nil {
+			return err
+		}
+		if _, err := plan.AddIPRange(tx, &resource.IPRange{
+			L3ID: l3.Base().ID, Start: netip.MustParseAddr("10.128.0.2"), End: netip.MustParseAddr("10.128.255.254"), Bits: 16, Gateway: netip.MustParseAddr("10.128.0.1"),
+		}); err != nil {
+			return err
+		}
 		for i := range 1000 {
 			r := &resource.SecRule{GroupID: e.IDs["web"], Direction: resource.Ingress, Protocol: desired.ProtoTCP, FromPort: i + 1, ToPort: i + 1, CIDR: netip.MustParsePrefix("10.0.0.0/8")}
 			if _, err := plan.Create(tx, r); err != nil {
 				return err
 			}
 		}
-		for i := range 190 {
-			spec := e.VMSpec(fmt.Sprintf("v%d", i))
-			spec.MemoryMiB, spec.RootBytes = 16, 2<<30
-			if i < 20 {
-				spec.HostID = e.IDs["h1"]
-			}
-			if _, err := plan.CreateVM(tx, spec); err != nil {
-				return err
-			}
-		}
+		spec = e.VMSpec("v")
+		spec.OfferingID, spec.CPUs, spec.MemoryMiB, spec.NICs[0].L3ID = "", 1, 16, l3.Base().ID
 		return nil
 	})
 	if err != nil {
 		b.Fatal(err)
 	}
-	return e
+	inv := plantest.Machine(1)
+	inv.CPUs = 64
+	e.Connect(e.IDs["h1"], inv)
+	if err := e.Do("fill", func(tx resource.Tx) error {
+		for h := range 100 {
+			n := 9
+			if h == 0 {
+				n = 100
+			}
+			for range n {
+				spec.HostID = e.IDs[fmt.Sprintf("h%d", h+1)]
+				if _, err := plan.CreateVM(tx, spec); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	}); err != nil {
+		b.Fatal(err)
+	}
+	return e, spec
 }
 
 func BenchmarkRenderHost(b *testing.B) {
-	e := plantest.NewExample(1, 1)
-	var spec plan.VMSpec
-	err := e.Do("fill", func(tx resource.Tx) error {
-		for i := range 1000 {
-			r := &resource.SecRule{GroupID: e.IDs["web"], Direction: resource.Ingress, Protocol: desired.ProtoTCP, FromPort: i + 1, ToPort: i + 1, CIDR: netip.MustParsePrefix("10.0.0.0/8")}
-			if _, err := plan.Create(tx, r); err != nil {
-				return err
-			}
-		}
-		for i := range 30 {
-			spec = e.VMSpec(fmt.Sprintf("v%d", i))
-			spec.MemoryMiB = 16
-			if _, err := plan.CreateVM(tx, spec); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		b.Fatal(err)
-	}
+	e, _ := bigSite(b)
 	for b.Loop() {
 		if _, _, err := plan.Render(e.View(), e.IDs["h1"]); err != nil {
 			b.Fatal(err)
@@ -515,10 +522,20 @@ func BenchmarkRenderHost(b *testing.B) {
 	}
 }
 
+func BenchmarkRenderSite(b *testing.B) {
+	e, _ := bigSite(b)
+	for b.Loop() {
+		d := plan.NewRenderer(e.View())
+		for h := range e.View().All(resource.KindHost) {
+			if _, _, err := d.Render(h.Base().ID); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+}
+
 func BenchmarkAffectedByMember(b *testing.B) {
-	e := bigSite(b)
-	spec := e.VMSpec("new")
-	spec.HostID = e.IDs["h1"]
+	e, spec := bigSite(b)
 	before, after, err := e.DryRun(e.Request("vm.create"), func(tx resource.Tx) error { _, err := plan.CreateVM(tx, spec); return err })
 	if err != nil {
 		b.Fatal(err)
@@ -537,10 +554,29 @@ func BenchmarkAffectedByMember(b *testing.B) {
 }
 
 func BenchmarkCreateVM(b *testing.B) {
-	e := bigSite(b)
+	e, spec := bigSite(b)
+	spec.HostID = ""
+	var err error
+	if _, _, err = e.DryRun(e.Request("vm.create"), func(tx resource.Tx) error {
+		for b.Loop() {
+			if _, err := plan.CreateVM(tx, spec); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		b.Fatal(err)
+	}
+}
+
+func BenchmarkDueWithNothingToDo(b *testing.B) {
+	e, _ := bigSite(b)
+	if err := e.Settle(); err != nil {
+		b.Fatal(err)
+	}
 	for b.Loop() {
-		if _, _, err := e.DryRun(e.Request("vm.create"), func(tx resource.Tx) error { _, err := plan.CreateVM(tx, e.VMSpec("new")); return err }); err != nil {
-			b.Fatal(err)
+		if plan.Due(e.View(), e.Now) {
+			b.Fatal("something is due")
 		}
 	}
 }

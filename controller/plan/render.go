@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"bytes"
 	"cmp"
 	"fmt"
 	"net/netip"
@@ -365,13 +366,15 @@ type filter struct {
 	sets            []string // groups whose members the rules name, sorted
 	enabled         bool     // at least one group is
 	from            []resource.Resource
+	// json is the part of a filter's spec that holds the rules: NICs share it, and it is most of their documents.
+	json []byte
 }
 
 // filterOf joins the rules of a NIC's groups. Disabled groups are ignored as if the NIC were not in them.
-func (d *Renderer) filterOf(n *resource.NIC) *filter {
+func (d *Renderer) filterOf(n *resource.NIC) (*filter, error) {
 	key := strings.Join(n.SecGroupIDs, " ")
 	if f, ok := d.filters[key]; ok {
-		return f
+		return f, nil
 	}
 	f := &filter{}
 	for _, id := range n.SecGroupIDs {
@@ -401,8 +404,21 @@ func (d *Renderer) filterOf(n *resource.NIC) *filter {
 	f.ingress, f.egress = canonicalRules(f.ingress), canonicalRules(f.egress)
 	slices.Sort(f.sets)
 	f.sets = slices.Compact(f.sets)
+	for _, part := range []struct {
+		name  string
+		rules []desired.Rule
+	}{{"ingress", f.ingress}, {"egress", f.egress}} {
+		if len(part.rules) == 0 {
+			continue
+		}
+		b, err := desired.Canonical(part.rules)
+		if err != nil {
+			return nil, fmt.Errorf("encode the rules of groups %s: %w", key, err)
+		}
+		f.json = fmt.Appendf(f.json, "%q:%s,", part.name, b)
+	}
 	d.filters[key] = f
-	return f
+	return f, nil
 }
 
 func canonicalRules(rules []desired.Rule) []desired.Rule {
@@ -445,13 +461,16 @@ func (d *Renderer) addrset(group string) (desired.Item, error) {
 // secgroup is the packet filter of a NIC; a NIC without any needs none. It stays for as long as the domain may be there,
 // also in the recycle bin: a guest is never left without its filter while it is on its way down.
 func (d *document) secgroup(n *resource.NIC) error {
-	f := d.filterOf(n)
+	f, err := d.filterOf(n)
+	if err != nil {
+		return err
+	}
 	if !f.enabled && !n.AntiSpoof {
 		return nil
 	}
 	spec := &desired.SecGroup{
 		Tap: tapName(n.ID), Chain: chainName(n.ID), MAC: n.MAC, AntiSpoof: n.AntiSpoof,
-		Ingress: f.ingress, Egress: f.egress, IngressPolicy: desired.Accept, EgressPolicy: desired.Accept,
+		IngressPolicy: desired.Accept, EgressPolicy: desired.Accept,
 	}
 	if n.IP.IsValid() {
 		spec.IPs = []netip.Addr{n.IP}
@@ -472,7 +491,17 @@ func (d *document) secgroup(n *resource.NIC) error {
 		d.items[it.Ref()] = it
 		needs = append(needs, it.Ref())
 	}
-	return d.add(resource.SecGroupRef(n.ID), spec, needs, append([]resource.Resource{n}, f.from...)...)
+	ref := resource.SecGroupRef(n.ID)
+	if err := d.add(ref, spec, needs, append([]resource.Resource{n}, f.from...)...); err != nil {
+		return err
+	}
+	if it := d.items[ref]; len(f.json) > 0 {
+		// No value before the policy can hold a quotation mark.
+		i := bytes.Index(it.Spec, []byte(`"ingress_policy"`))
+		it.Spec = slices.Concat(it.Spec[:i:i], f.json, it.Spec[i:])
+		d.items[ref] = it
+	}
+	return nil
 }
 
 func (d *document) vm(vm *resource.VM, nics []*resource.NIC) error {

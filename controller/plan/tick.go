@@ -127,6 +127,13 @@ func decideVM(r resource.Reader, now time.Time, vm *resource.VM) decision {
 			return nil
 		}
 		return func(tx resource.Tx) error { return removeVM(tx, vm) }
+	case vm.Ran && resource.ConfirmedOff(r, vm):
+		// Kept, for it stays true whatever becomes of the record and of what is observed.
+		return func(tx resource.Tx) error {
+			vm := resource.Copy(vm)
+			vm.Ran, vm.Undefine = false, vm.Expunging
+			return tx.Put(vm)
+		}
 	case vm.Expunging:
 		if !resource.ConfirmedOff(r, vm) && !neverThere(r, vm) {
 			return nil

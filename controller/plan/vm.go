@@ -333,7 +333,15 @@ func live(tx resource.Tx, id string) (*resource.VM, error) {
 	if !vm.Destroyed.IsZero() {
 		return nil, resource.Conflict("vm", "VM %s is in the recycle bin", vm.Name).WithRemedy("recover it first: shoalctl vm recover %s", vm.Name)
 	}
-	return resource.Copy(vm), nil
+	return copyVM(tx, vm), nil
+}
+
+// copyVM copies a VM for a change. That it is off, where its host has confirmed it, stays known over the change.
+func copyVM(tx resource.Tx, vm *resource.VM) *resource.VM {
+	ran := vm.Ran && !resource.ConfirmedOff(tx, vm)
+	vm = resource.Copy(vm)
+	vm.Ran = ran
+	return vm
 }
 
 // putVM stores a change with its task.
@@ -531,7 +539,7 @@ func RecoverVM(tx resource.Tx, id string) (*resource.VM, error) {
 	case vm.Destroyed.IsZero():
 		return nil, resource.Conflict("vm", "VM %s is not in the recycle bin", vm.Name)
 	}
-	vm = resource.Copy(vm)
+	vm = copyVM(tx, vm)
 	vm.Destroyed = time.Time{}
 	return putVM(tx, vm)
 }
@@ -545,7 +553,7 @@ func ExpungeVM(tx resource.Tx, id string) (*resource.VM, error) {
 	if vm.Destroyed.IsZero() {
 		return nil, resource.Conflict("vm", "VM %s is not in the recycle bin", vm.Name).WithRemedy("destroy it first: shoalctl vm destroy %s", vm.Name)
 	}
-	vm = resource.Copy(vm)
+	vm = copyVM(tx, vm)
 	vm.Expunging = true
 	return putVM(tx, vm)
 }

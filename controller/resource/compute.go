@@ -176,8 +176,8 @@ type VM struct {
 	// used twice.
 	Act    *desired.Act `json:"act,omitempty"`
 	ActSeq uint64       `json:"act_seq,omitempty"`
-	// Ran says that the document of HostID has wanted it on since it was put there: until that host confirms that it
-	// is off, it may be running there.
+	// Ran says that the document of HostID has wanted it on and that host has not confirmed since that it is off: it may
+	// be running there.
 	Ran bool `json:"ran,omitempty"`
 	// Destroyed is when it went to the recycle bin; zero for a VM that is there.
 	Destroyed time.Time `json:"destroyed,omitzero"`
