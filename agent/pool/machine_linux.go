@@ -45,7 +45,10 @@ type Space struct {
 }
 
 // Host is the machine that the agent runs on.
-type Host struct{ host.Machine }
+type Host struct {
+	// Run runs mount and umount.
+	Run host.Runner
+}
 
 // Mounts implements Machine.
 func (Host) Mounts() ([]Mount, error) {
@@ -93,13 +96,13 @@ func isOctal(s string) bool {
 
 // Mount implements Machine.
 func (h Host) Mount(ctx context.Context, fstype, source, path, options string) error {
-	_, err := h.Run(ctx, host.Command{Name: "mount", Args: []string{"-t", fstype, "-o", options, source, path}})
+	_, err := h.Run.Run(ctx, host.Command{Name: "mount", Args: []string{"-t", fstype, "-o", options, source, path}})
 	return err
 }
 
 // Unmount implements Machine.
 func (h Host) Unmount(ctx context.Context, path string) error {
-	_, err := h.Run(ctx, host.Command{Name: "umount", Args: []string{path}})
+	_, err := h.Run.Run(ctx, host.Command{Name: "umount", Args: []string{path}})
 	return err
 }
 

@@ -61,7 +61,7 @@ func (m *tmpfs) Mount(ctx context.Context, _, source, path, _ string) error {
 }
 
 func realBed(t *testing.T) *bed {
-	m := &tmpfs{up: map[string]bool{}}
+	m := &tmpfs{Host: pool.Host{Run: host.Machine{}}, up: map[string]bool{}}
 	must := func(t *testing.T, err error) {
 		t.Helper()
 		if err != nil {

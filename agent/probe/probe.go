@@ -244,6 +244,29 @@ func (p *Probe) Run(ctx context.Context, report func(desired.Inventory)) error {
 		}
 	})
 
+	var last *desired.Inventory
+	for {
+		err := p.watch(ctx, func(inv desired.Inventory) {
+			if last == nil || !reflect.DeepEqual(*last, inv) {
+				last = &inv
+				report(inv)
+			}
+		})
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		// The kernel ends a subscription that can't keep up, such as when hundreds of taps come at once.
+		p.log.Warn().Err(err).Msg("network events lost")
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// watch reads the inventory now and after each change, until ctx ends or changes can no longer be seen.
+func (p *Probe) watch(ctx context.Context, found func(desired.Inventory)) error {
 	done := make(chan struct{})
 	defer close(done)
 	addrs := make(chan netlink.AddrUpdate, 64)
@@ -255,7 +278,6 @@ func (p *Probe) Run(ctx context.Context, report func(desired.Inventory)) error {
 		return fmt.Errorf("subscribe to devices: %w", err)
 	}
 	known := p.known
-	var last *desired.Inventory
 	ticker := time.NewTicker(refresh)
 	defer ticker.Stop()
 	due := time.NewTimer(0)
@@ -288,10 +310,7 @@ func (p *Probe) Run(ctx context.Context, report func(desired.Inventory)) error {
 				due.Reset(settle * 10)
 				continue
 			}
-			if last == nil || !reflect.DeepEqual(*last, inv) {
-				last = &inv
-				report(inv)
-			}
+			found(inv)
 		}
 	}
 }

@@ -147,8 +147,9 @@ func (k *Kind) look(ctx context.Context, r record) Have {
 	if r.Absent {
 		return known
 	}
+	start := known // the function below may outlive this call
 	h, err := host.Touch(ctx, k.cfg.Patience, r.Spec.Pool, lookLimit, func() (Have, error) {
-		h := known
+		h := start
 		if err := checkMarker(k.cfg.Files, r.Spec.Pool, r.Spec.Path); err != nil {
 			return h, err
 		}
