@@ -212,11 +212,11 @@ func AttachStorage(tx resource.Tx, id, clusterID string) (*resource.Storage, err
 	if err != nil {
 		return nil, err
 	}
+	s = resource.Copy(s)
 	if !slices.Contains(s.ClusterIDs, clusterID) {
 		if err := storageFits(tx, s, clusterID); err != nil {
 			return nil, err
 		}
-		s = resource.Copy(s)
 		s.ClusterIDs = append(slices.Clone(s.ClusterIDs), clusterID)
 		slices.Sort(s.ClusterIDs)
 	}

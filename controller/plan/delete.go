@@ -97,6 +97,16 @@ func (d *deletion) collect(r resource.Resource) error {
 		if err := d.host(x); err != nil {
 			return err
 		}
+	case *resource.Storage:
+		// What is being removed has no user any more. Without the storage nobody can remove it: its data stays.
+		for v := range resource.Referrers[*resource.Volume](d.tx, resource.KindStorage, x.ID) {
+			if v.Expunging && d.opt.Cascade {
+				d.forget[of(v)] = true
+				if err := d.collect(v); err != nil {
+					return err
+				}
+			}
+		}
 	case *resource.Image:
 		if err := imageNeeded(d.tx, x); err != nil {
 			return err

@@ -873,3 +873,109 @@ func TestHostTombstoneMovesOn(t *testing.T) {
 		t.Error("another host that sees the storage did not take the tombstone over")
 	}
 }
+
+func TestAttachAndDetach(t *testing.T) {
+	e := plantest.NewExample(1, 3)
+	vm := e.VMSpec("a")
+	vm.ClusterID = e.IDs["c1"]
+	mustVM(t, e, vm)
+	storage := func(fn func(resource.Tx, string, string) (*resource.Storage, error), cluster string) error {
+		return e.Do("storage.attach", func(tx resource.Tx) error { _, err := fn(tx, e.IDs["local"], e.IDs[cluster]); return err })
+	}
+	if err := storage(plan.AttachStorage, "c1"); err != nil {
+		t.Errorf("attach again: %v", err)
+	}
+	wantError(t, storage(plan.DetachStorage, "c1"), resource.CodeInUse, "volume a-root")
+	if err := storage(plan.DetachStorage, "c2"); err != nil {
+		t.Error(err)
+	}
+	wantError(t, storage(plan.DetachStorage, "c2"), resource.CodeConflict, "not attached")
+	if err := storage(plan.AttachStorage, "c2"); err != nil {
+		t.Error(err)
+	}
+	pool := func(cluster string) error {
+		return e.Do("vxlanpool.detach", func(tx resource.Tx) error {
+			_, err := plan.DetachVXLANPool(tx, e.IDs["pool"], e.IDs[cluster])
+			return err
+		})
+	}
+	wantError(t, pool("c1"), resource.CodeInUse, "vm a")
+	if err := pool("c2"); err != nil {
+		t.Error(err)
+	}
+	h, _ := resource.Find[*resource.Host](e.View(), e.IDs["h3"])
+	if len(h.VTEPs) != 0 {
+		t.Errorf("h3 keeps tunnel addresses %v", h.VTEPs)
+	}
+	l2 := func(fn func(resource.Tx, string, string) (*resource.L2, error), name, cluster string) error {
+		return e.Do("l2.attach", func(tx resource.Tx) error { _, err := fn(tx, e.IDs[name], e.IDs[cluster]); return err })
+	}
+	wantError(t, l2(plan.AttachL2, "vx", "c1"), resource.CodeInvalid, "attach its pool")
+	if err := l2(plan.DetachL2, "lan", "c1"); err != nil {
+		t.Error(err)
+	}
+	if err := l2(plan.AttachL2, "lan", "c1"); err != nil {
+		t.Error(err)
+	}
+	err := e.Do("l2.create", func(tx resource.Tx) error {
+		_, err := plan.CreateL2(tx, &resource.L2{Meta: resource.Meta{Name: "lan2"}, ZoneID: e.IDs["zone"], Type: resource.L2NoVLAN, Device: "eth1", ClusterIDs: []string{e.IDs["c1"]}})
+		return err
+	})
+	wantError(t, err, resource.CodeConflict, "device: network lan of cluster c1 has it already")
+	err = e.Do("storage.create", func(tx resource.Tx) error {
+		_, err := plan.Create(tx, &resource.Storage{Meta: resource.Meta{Name: "in"}, ZoneID: e.IDs["zone"], Type: resource.StorageLocal, Path: "/srv/local/in", ClusterIDs: []string{e.IDs["c1"]}})
+		return err
+	})
+	wantError(t, err, resource.CodeConflict, "path: ", "storage local")
+}
+
+func TestUpdateRefusesWhatCantChange(t *testing.T) {
+	e := plantest.NewExample(1, 2)
+	vm := mustVM(t, e, e.VMSpec("a"))
+	for name, c := range map[string]struct {
+		kind   resource.Kind
+		id     string
+		change func(resource.Resource)
+		field  string
+	}{
+		"cluster zone":  {resource.KindCluster, e.IDs["c1"], func(r resource.Resource) { r.(*resource.Cluster).ZoneID = "other" }, "zone_id"},
+		"host cluster":  {resource.KindHost, e.IDs["h1"], func(r resource.Resource) { r.(*resource.Host).ClusterID = e.IDs["c2"] }, "cluster_id"},
+		"host name":     {resource.KindHost, e.IDs["h1"], func(r resource.Resource) { r.Base().Name = "h2" }, "name"},
+		"storage path":  {resource.KindStorage, e.IDs["local"], func(r resource.Resource) { r.(*resource.Storage).Path = "/srv/x" }, "path"},
+		"overprovision": {resource.KindStorage, e.IDs["local"], func(r resource.Resource) { r.(*resource.Storage).Overprovision = 0.5 }, "overprovision"},
+		"pool ranges":   {resource.KindVXLANPool, e.IDs["pool"], func(r resource.Resource) { r.(*resource.VXLANPool).Ranges = []resource.VNIRange{{From: 150, To: 160}} }, "ranges"},
+		"vni":           {resource.KindL2, e.IDs["vx"], func(r resource.Resource) { r.(*resource.L2).VNI = 150 }, "vni"},
+		"range":         {resource.KindIPRange, e.IDs["r1"], func(r resource.Resource) { r.(*resource.IPRange).End = netip.MustParseAddr("192.168.0.100") }, "end"},
+		"rule":          {resource.KindSecRule, e.IDs["web-http"], func(r resource.Resource) { r.(*resource.SecRule).FromPort = 79 }, "from_port"},
+		"power":         {resource.KindVM, vm.ID, func(r resource.Resource) { r.(*resource.VM).Power = desired.PowerOff }, "power"},
+		"host of VM":    {resource.KindVM, vm.ID, func(r resource.Resource) { r.(*resource.VM).HostID = "other" }, "host_id"},
+		"memory":        {resource.KindVM, vm.ID, func(r resource.Resource) { r.(*resource.VM).MemoryMiB = 1 << 20 }, "memory_mib"},
+		"empty name":    {resource.KindZone, e.IDs["zone"], func(r resource.Resource) { r.Base().Name = "" }, "name"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := e.View()
+			err := e.Do("update", func(tx resource.Tx) error {
+				r := tx.Get(c.kind, c.id).Clone()
+				c.change(r)
+				_, err := plan.Update(tx, r)
+				return err
+			})
+			re, ok := err.(*resource.Error)
+			if !ok || re.Field != c.field {
+				t.Errorf("error %v, want one of field %s", err, c.field)
+			}
+			if e.View() != before {
+				t.Error("a refused change left something behind")
+			}
+		})
+	}
+	do(t, e, "vm.update", func(tx resource.Tx) error {
+		v := resource.Copy(tx.Get(resource.KindVM, vm.ID).(*resource.VM))
+		v.Name, v.MemoryMiB, v.CPUs = "b", 1024, 2
+		_, err := plan.Update(tx, v)
+		return err
+	})
+	if got := vmOf(t, e, vm.ID); got.Name != "b" || got.MemoryMiB != 1024 || got.CPUs != 2 {
+		t.Errorf("VM %+v", got)
+	}
+}

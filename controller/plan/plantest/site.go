@@ -92,6 +92,9 @@ func (t *tx) Put(r resource.Resource) error {
 	}
 	b.Created = t.site.Now
 	if old := t.Get(r.Kind(), b.ID); old != nil {
+		if old == r {
+			return fmt.Errorf("put %s %s: it is the stored resource itself", r.Kind(), b.ID)
+		}
 		b.Created = old.Base().Created
 		t.unindex(old)
 	}
