@@ -10,9 +10,12 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/vishvananda/netns"
 )
 
 const inside = "SHOAL_NETBOX"
@@ -101,4 +104,30 @@ func Run(t testing.TB, lines string) string {
 func Try(line string) (string, bool) {
 	out, err := exec.Command("sh", "-c", line).CombinedOutput()
 	return string(out), err == nil
+}
+
+// In runs f on a thread that is in a network namespace of that name, so that sockets it makes are there. They work from
+// everywhere afterwards.
+func In[T any](namespace string, f func() (T, error)) (T, error) {
+	type result struct {
+		v   T
+		err error
+	}
+	c := make(chan result, 1)
+	go func() {
+		// Never unlocked: the thread ends with the goroutine.
+		runtime.LockOSThread()
+		var r result
+		ns, err := netns.GetFromName(namespace)
+		if err == nil {
+			defer ns.Close()
+			if err = netns.Set(ns); err == nil {
+				r.v, err = f()
+			}
+		}
+		r.err = err
+		c <- r
+	}()
+	r := <-c
+	return r.v, r.err
 }
