@@ -31,7 +31,7 @@ type Machine interface {
 	WriteMarker(path, content string) error
 	Space(path string) (Space, error)
 
-	// WatchMounts calls changed after each change of the mounts, until ctx ends.
+	// WatchMounts calls changed once it listens and after each change of the mounts, until ctx ends.
 	WatchMounts(ctx context.Context, changed func()) error
 }
 
@@ -145,6 +145,7 @@ func (Host) WatchMounts(ctx context.Context, changed func()) error {
 		return err
 	}
 	defer f.Close()
+	changed() // for what happened until now
 	for {
 		fds := []unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLPRI}}
 		n, err := unix.Poll(fds, 500)

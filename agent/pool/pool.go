@@ -549,7 +549,7 @@ func (k *Kind) probe(ctx context.Context, changed func(id string)) {
 		return
 	}
 	for id, h := range now {
-		if b, ok := before[id]; !ok || health(b) != health(h) {
+		if b, ok := before[id]; !ok || health(b) != health(h) || b.Mounted != h.Mounted {
 			changed(id)
 		}
 	}

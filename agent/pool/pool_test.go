@@ -320,6 +320,7 @@ func conformance() []conformanceTest {
 					}
 				}
 			}
+			await("") // it listens
 			a.bed.drop(t, spec.Path+"/"+desired.PoolMarker)
 			await("one")
 			a.bed.unmount(t, spec.Path)

@@ -198,7 +198,7 @@ func (s *Storage) WatchMounts(ctx context.Context, changed func()) error {
 	defer stop()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for seen := s.change; ; {
+	for seen := s.change - 1; ; {
 		for s.change == seen && ctx.Err() == nil {
 			s.cond.Wait()
 		}
