@@ -1,0 +1,19 @@
+// Package publish writes each host's document into the host's bucket, whenever what plan.Render makes of the store differs
+// from what is there. It decides nothing and owns nothing else.
+//
+// # What it guarantees
+//
+//   - What a host finds in its bucket is, or soon will be, what Render says of some snapshot of the store, and in the end of the
+//     newest: work that a newer snapshot has overtaken is skipped, nothing that changed is missed.
+//   - A document's generation is the journal sequence of the snapshot that it was rendered from. It never goes back. A bucket
+//     that is ahead of the journal (a restored backup) is left alone, loudly: rolling hosts back is a person's decision.
+//   - An item's Rev is the generation at which its content last changed, its Cause the request that changed it. Both
+//     survive the publisher: it reads the bucket before it writes for the first time.
+//   - Items are written before the head that lists them, what the head no longer lists is purged after it. A publisher that dies
+//     in between leaves a document that agents don't act on, and the next one completes it.
+//   - Every change is in HISTORY before it is in the bucket.
+//   - A host whose bucket can't be written holds up no other.
+//
+// It runs while its controller leads. Two that run at once for a moment do no harm: both write what the journal says, and
+// agents never go back to a lower generation.
+package publish
