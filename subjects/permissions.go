@@ -54,3 +54,10 @@ func ReadOnlyJetStream() []string {
 		"$JS.API.CONSUMER.NAMES.*", "$JS.API.CONSUMER.LIST.*", "$JS.API.CONSUMER.INFO.*.*",
 	}
 }
+
+// DirectGetAll matches every request for stored messages by a body (see DirectGet), DirectGetLast those for the newest
+// message of a subject, which the nats CLI makes.
+const (
+	DirectGetAll  = "$JS.API.DIRECT.GET.*"
+	DirectGetLast = "$JS.API.DIRECT.GET.*.>"
+)

@@ -37,8 +37,8 @@ type link struct {
 // links is everything that crosses the border of an account.
 func links() []link {
 	l := []link{
-		{subject: subjects.DirectGet("*"), many: true, from: CTL, to: []Account{AGT, USR}},
-		{subject: subjects.DirectGet("*") + ".>", from: CTL, to: []Account{USR}},
+		{subject: subjects.DirectGetAll, many: true, from: CTL, to: []Account{AGT, USR}},
+		{subject: subjects.DirectGetLast, from: CTL, to: []Account{USR}},
 		{subject: subjects.BucketSubject(subjects.ObservedBucket, ">"), from: CTL, to: []Account{AGT}},
 		{subject: subjects.AgentAPIAll, share: true, from: CTL, to: []Account{AGT}},
 		{subject: subjects.APIAll, share: true, from: CTL, to: []Account{USR}},

@@ -1,0 +1,353 @@
+package site
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/jwt/v2"
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
+
+	"shoal/controller/identity"
+	"shoal/subjects"
+)
+
+const (
+	// minAPILevel is JetStream's with NATS 2.14: message TTLs, direct batches, persist_mode.
+	minAPILevel = 4
+
+	startTime    = 60 * time.Second
+	pingInterval = 10 * time.Second
+	maxPingsOut  = 2
+	maxPayload   = 1 << 20
+	maxPending   = 64 << 20
+
+	// streamMemory bounds what streams in memory may take; only the lease is one.
+	streamMemory = 64 << 20
+
+	// asyncPending is how many writes may be under way at once.
+	asyncPending = 4096
+)
+
+// Config says where NATS is.
+type Config struct {
+	// Name is the controller's; it is the embedded server's name, too.
+	Name string
+	// Identity signs all credentials.
+	Identity *identity.Identity
+
+	// URL is an external NATS; empty for the embedded server.
+	URL string
+	// Creds is a file with the credentials of the account CTL to use with URL; empty to make them from Identity.
+	Creds string
+	// Replicas of the precious streams with URL, 1, 3 or 5; 0 means 1.
+	Replicas int
+
+	// Dir is where the embedded server keeps its streams.
+	Dir string
+	// Listen is the embedded server's "host:port", with port 0 for any free one; empty for none: only this process can
+	// connect then.
+	Listen string
+	// Advertise is the "host:port" or "host" that clients are told; empty for Listen.
+	Advertise string
+	// MaxStore bounds what streams may take on the disk, in bytes; 0 takes 80 % of what is free or theirs already.
+	MaxStore int64
+	// MaxHistory bounds HISTORY, in bytes; 0 takes 8 GiB, at most a quarter of the embedded server's MaxStore.
+	MaxHistory int64
+
+	Log zerolog.Logger
+}
+
+// Site is NATS as a controller uses it.
+type Site struct {
+	cfg    Config
+	server *server.Server
+	conn   *nats.Conn
+	system *nats.Conn
+	js     jetstream.JetStream
+	log    zerolog.Logger
+}
+
+// Open starts or connects to NATS and makes the streams.
+func Open(ctx context.Context, cfg Config) (_ *Site, err error) {
+	if !subjects.ValidToken(cfg.Name) {
+		return nil, fmt.Errorf("name: %q is not 1 to 64 bytes of [A-Za-z0-9_-]", cfg.Name)
+	}
+	s := &Site{cfg: cfg, log: cfg.Log}
+	defer func() {
+		if err != nil {
+			s.Close()
+		}
+	}()
+	if cfg.URL == "" {
+		if err := s.start(ctx); err != nil {
+			return nil, fmt.Errorf("start nats server: %w", err)
+		}
+	}
+	if s.system, err = s.connect(identity.RoleSystem, ""); err != nil {
+		return nil, fmt.Errorf("connect to %s as system: %w", s.where(), err)
+	}
+	if cfg.URL != "" {
+		s.pushAccounts(ctx)
+	}
+	if s.conn, err = s.connect(identity.RoleController, cfg.Creds); err != nil {
+		return nil, fmt.Errorf("connect to %s as controller: %w", s.where(), err)
+	}
+	if s.js, err = jetstream.New(s.conn, jetstream.WithPublishAsyncMaxPending(asyncPending), jetstream.WithPublishAsyncTimeout(10*time.Second)); err != nil {
+		return nil, fmt.Errorf("open jetstream: %w", err)
+	}
+	if err := s.checkLevel(ctx); err != nil {
+		return nil, fmt.Errorf("check %s: %w", s.where(), err)
+	}
+	replicas, history := max(cfg.Replicas, 1), cfg.MaxHistory
+	if history == 0 {
+		history = historyDefault
+	}
+	if s.server != nil {
+		replicas = 1
+		history = min(history, s.server.JetStreamConfig().MaxStore/4)
+	}
+	if err := makeStreams(ctx, s.js, table(replicas, history)); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// where names the NATS in use.
+func (s *Site) where() string {
+	if s.server != nil {
+		return "the embedded nats server"
+	}
+	return s.cfg.URL
+}
+
+// start runs the embedded server.
+func (s *Site) start(ctx context.Context) error {
+	o := &server.Options{
+		ServerName: s.cfg.Name, NoSigs: true, JetStream: true, StoreDir: s.cfg.Dir, SyncAlways: true,
+		PingInterval: pingInterval, MaxPingsOut: maxPingsOut, MaxPayload: maxPayload, MaxPending: maxPending, WriteDeadline: 10 * time.Second,
+		TLSTimeout: 10, AuthTimeout: 12,
+		JetStreamMaxStore: s.cfg.MaxStore, JetStreamMaxMemory: streamMemory, DisableJetStreamBanner: true,
+		NoLog: true, MaxTracedMsgLen: 1024,
+	}
+	if s.cfg.Listen == "" {
+		o.DontListen = true
+	} else {
+		host, port, err := net.SplitHostPort(s.cfg.Listen)
+		if err != nil {
+			return fmt.Errorf("listen: %w", err)
+		}
+		p, err := strconv.ParseUint(port, 10, 16)
+		if err != nil {
+			return fmt.Errorf("listen: %q is not a port", port)
+		}
+		o.Host, o.Port = host, int(p)
+		if p == 0 {
+			o.Port = server.RANDOM_PORT
+		}
+		o.ClientAdvertise = s.cfg.Advertise
+	}
+	if o.JetStreamMaxStore == 0 {
+		free, err := usable(s.cfg.Dir)
+		if err != nil {
+			return fmt.Errorf("size of %s: %w", s.cfg.Dir, err)
+		}
+		o.JetStreamMaxStore = free
+	}
+	if err := s.cfg.Identity.Configure(o); err != nil {
+		return err
+	}
+	srv, err := server.NewServer(o)
+	if err != nil {
+		return err
+	}
+	s.server = srv
+	srv.SetLoggerV2(serverLog{s.log}, s.log.GetLevel() <= zerolog.TraceLevel, false, false)
+	go srv.Start()
+	deadline := time.Now().Add(startTime)
+	if !srv.ReadyForConnections(startTime) {
+		return errors.New("it does not accept connections; its own words are in the log above (is the port taken?)")
+	}
+	for {
+		h := srv.Healthz(nil)
+		if h.Status == "ok" {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("its streams are not healthy after %s: %s", startTime, h.Error)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// connect opens a connection that never gives up.
+func (s *Site) connect(role identity.Role, file string) (*nats.Conn, error) {
+	opts := []nats.Option{
+		nats.Name("shoal-controller " + s.cfg.Name),
+		nats.MaxReconnects(-1), nats.IgnoreAuthErrorAbort(), nats.ReconnectWait(500 * time.Millisecond),
+		nats.ReconnectJitter(200*time.Millisecond, time.Second),
+		nats.Timeout(10 * time.Second), nats.PingInterval(pingInterval), nats.MaxPingsOutstanding(maxPingsOut),
+		nats.ReconnectBufSize(-1), // what could not be sent is decided again, not replayed
+		nats.CustomInboxPrefix(subjects.Inbox(s.cfg.Name)),
+		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {
+			e := s.log.Warn().Err(err)
+			if sub != nil {
+				e = e.Str("subject", sub.Subject)
+			}
+			e.Msg("nats client")
+		}),
+	}
+	if role == identity.RoleController {
+		opts = append(opts,
+			nats.DisconnectErrHandler(func(c *nats.Conn, err error) {
+				if !c.IsClosed() {
+					s.log.Warn().Err(err).Msg("nats connection lost")
+				}
+			}),
+			nats.ReconnectHandler(func(*nats.Conn) { s.log.Info().Msg("nats connection restored") }))
+	}
+	url := s.cfg.URL
+	switch {
+	case file != "":
+		opts = append(opts, nats.UserCredentials(file))
+	default:
+		c, err := s.cfg.Identity.Creds(role, s.cfg.Name, 0)
+		if err != nil {
+			return nil, err
+		}
+		opts = append(opts, nats.UserJWTAndSeed(c.JWT, string(c.Seed)))
+	}
+	if s.server != nil {
+		url = "" // with a scheme the in-process connection would try TLS
+		opts = append(opts, nats.InProcessServer(s.server))
+	}
+	return nats.Connect(url, opts...)
+}
+
+// checkLevel refuses a server that is too old, or has no JetStream for us.
+func (s *Site) checkLevel(ctx context.Context) error {
+	info, err := s.js.AccountInfo(ctx)
+	if err != nil {
+		return fmt.Errorf("ask for jetstream: %w (is it enabled, and is the account CTL preloaded? see shoal-controller nats-config)", err)
+	}
+	if info.API.Level < minAPILevel {
+		return fmt.Errorf("its JetStream API has level %d, %d is needed: upgrade it to NATS 2.14 or newer", info.API.Level, minAPILevel)
+	}
+	return nil
+}
+
+// pushAccounts brings the accounts of an external server up to date. A server whose resolver can't be written keeps what
+// it was started with.
+func (s *Site) pushAccounts(ctx context.Context) {
+	for _, a := range identity.Accounts() {
+		if err := s.UpdateAccount(ctx, a); err != nil {
+			s.log.Warn().Err(err).Str("account", string(a)).Msg("account not updated")
+		}
+	}
+}
+
+// UpdateAccount makes the servers take over an account as the identity has it now, for instance after a revocation.
+// Users that lost their credentials are cut off at once.
+func (s *Site) UpdateAccount(ctx context.Context, a identity.Account) error {
+	token, err := s.cfg.Identity.AccountJWT(a)
+	if err != nil {
+		return err
+	}
+	if s.server != nil {
+		c, err := jwt.DecodeAccountClaims(token)
+		if err != nil {
+			return fmt.Errorf("update account %s: %w", a, err)
+		}
+		if err := s.server.AccountResolver().Store(s.cfg.Identity.AccountID(a), token); err != nil {
+			return fmt.Errorf("update account %s: %w", a, err)
+		}
+		acc, err := s.server.LookupAccount(s.cfg.Identity.AccountID(a))
+		if err != nil {
+			return fmt.Errorf("update account %s: %w", a, err)
+		}
+		s.server.UpdateAccountClaims(acc, c)
+		return nil
+	}
+	call, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	m, err := s.system.RequestWithContext(call, "$SYS.REQ.CLAIMS.UPDATE", []byte(token))
+	if err != nil {
+		return fmt.Errorf("update account %s at %s: %w", a, s.where(), err)
+	}
+	var answer struct {
+		Error *struct {
+			Description string `json:"description"`
+		} `json:"error"`
+	}
+	if err := json.Unmarshal(m.Data, &answer); err == nil && answer.Error != nil {
+		return fmt.Errorf("update account %s at %s: %s", a, s.where(), answer.Error.Description)
+	}
+	return nil
+}
+
+// Conn is the controller's connection.
+func (s *Site) Conn() *nats.Conn { return s.conn }
+
+// JetStream is the controller's JetStream.
+func (s *Site) JetStream() jetstream.JetStream { return s.js }
+
+// ClientURL is where clients reach the embedded server, or the external URL.
+func (s *Site) ClientURL() string {
+	if s.server != nil {
+		return s.server.ClientURL()
+	}
+	return s.cfg.URL
+}
+
+// Server is the embedded server, for in-process clients and its own HTTP handlers; nil with an external one.
+func (s *Site) Server() *server.Server { return s.server }
+
+// NewLease makes this controller a candidate for leading.
+func (s *Site) NewLease() *Lease { return NewLease(s.js, s.cfg.Name, s.log) }
+
+// Close ends the connections and the embedded server, in this order.
+func (s *Site) Close() {
+	for _, c := range []*nats.Conn{s.conn, s.system} {
+		if c != nil {
+			c.Close()
+		}
+	}
+	if s.server != nil {
+		s.server.Shutdown() // a lame duck would stop JetStream first and keep its clients
+		s.server.WaitForShutdown()
+	}
+}
+
+// usable is 80 % of what a directory's file system has free, plus what the streams there take already.
+func usable(dir string) (int64, error) {
+	probe := filepath.Clean(dir)
+	for {
+		var st unix.Statfs_t
+		err := unix.Statfs(probe, &st)
+		if errors.Is(err, unix.ENOENT) && probe != filepath.Dir(probe) {
+			probe = filepath.Dir(probe)
+			continue
+		}
+		if err != nil {
+			return 0, err
+		}
+		used, err := size(dir)
+		if err != nil {
+			return 0, err
+		}
+		return (int64(st.Bavail)*int64(st.Bsize) + used) / 5 * 4, nil
+	}
+}

@@ -1,0 +1,403 @@
+package site_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
+
+	"shoal/controller/identity"
+	"shoal/controller/site"
+	"shoal/desired"
+	"shoal/subjects"
+)
+
+// patience bounds waits for things that normally take milliseconds.
+const patience = 30 * time.Second
+
+func open(t *testing.T, cfg site.Config) *site.Site {
+	t.Helper()
+	if cfg.Identity == nil {
+		cfg.Identity = keys(t)
+	}
+	if cfg.Dir == "" && cfg.URL == "" {
+		cfg.Dir = t.TempDir()
+	}
+	if cfg.Name == "" {
+		cfg.Name = "c1"
+	}
+	cfg.MaxStore, cfg.MaxHistory = 1<<30, 1<<20
+	s, err := site.Open(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return s
+}
+
+func keys(t *testing.T) *identity.Identity {
+	t.Helper()
+	id, err := identity.Open(filepath.Join(t.TempDir(), "identity"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+// as connects as a user of that role.
+func as(t *testing.T, s *site.Site, id *identity.Identity, role identity.Role, name string) *nats.Conn {
+	t.Helper()
+	c, err := id.Creds(role, name, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc, err := nats.Connect("", nats.InProcessServer(s.Server()), nats.UserJWTAndSeed(c.JWT, string(c.Seed)), nats.CustomInboxPrefix(subjects.Inbox(name)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	return nc
+}
+
+func TestStreamsAreMadeAndOpenIsRepeatable(t *testing.T) {
+	dir, id := t.TempDir(), keys(t)
+	for range 2 {
+		s := open(t, site.Config{Dir: dir, Identity: id})
+		js := s.JetStream()
+		for name, async := range map[string]bool{
+			"JOURNAL": false, "HISTORY": true, "KV_resources": true, "KV_observed": true, "KV_lease": false, "OBJ_artifacts": false,
+		} {
+			st, err := js.Stream(t.Context(), name)
+			if err != nil {
+				t.Fatal(name, err)
+			}
+			if got := st.CachedInfo().Config.PersistMode == jetstream.AsyncPersistMode; got != async {
+				t.Errorf("%s: async %t, want %t", name, got, async)
+			}
+		}
+		st, err := js.CreateOrUpdateStream(t.Context(), site.Desired("h1"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c := st.CachedInfo().Config; c.RePublish == nil || !c.RePublish.HeadersOnly || !c.AllowDirect || !c.AllowMsgTTL {
+			t.Errorf("desired bucket is %+v", c)
+		}
+		if _, err := js.ObjectStore(t.Context(), subjects.ArtifactsBucket); err != nil {
+			t.Error(err)
+		}
+		s.Close()
+	}
+}
+
+// TestPermissions holds every role to its list, on a real server with all five accounts.
+func TestPermissions(t *testing.T) {
+	id := keys(t)
+	s := open(t, site.Config{Identity: id})
+	ctx, js := t.Context(), s.JetStream()
+	for _, h := range []string{"h1", "h2"} {
+		if _, err := js.CreateOrUpdateStream(ctx, site.Desired(h)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := js.Publish(ctx, subjects.BucketSubject(subjects.DesiredBucket(h), subjects.HeadKey), []byte(h)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, subj := range []string{subjects.APIAll, subjects.AgentAPIAll, subjects.EnrollSubject} {
+		if _, err := s.Conn().Subscribe(subj, func(m *nats.Msg) {
+			_ = m.Respond([]byte(m.Header.Get("Nats-Request-Info")))
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Conn().Flush(); err != nil {
+		t.Fatal(err)
+	}
+	conns := map[string]*nats.Conn{
+		"agent":  as(t, s, id, identity.RoleAgent, "h1"),
+		"admin":  as(t, s, id, identity.RoleAdmin, "ann"),
+		"viewer": as(t, s, id, identity.RoleViewer, "bob"),
+	}
+	last := `{"last_by_subj":"$KV.desired_h1.>"}`
+	for _, c := range []struct {
+		who, subject, body string
+		ok                 bool
+	}{
+		{"agent", subjects.DirectGet("desired_h1"), last, true},
+		{"agent", subjects.DirectGet("desired_h2"), `{"last_by_subj":"$KV.desired_h2.>"}`, false},
+		{"agent", subjects.DirectGet("observed"), `{"last_by_subj":"$KV.observed.>"}`, false},
+		{"agent", subjects.BucketSubject("observed", "h1.domain.x"), `{}`, true},
+		{"agent", subjects.BucketSubject("observed", "h2.domain.x"), `{}`, false},
+		{"agent", subjects.BucketSubject("desired_h1", "head"), `{}`, false},
+		{"agent", subjects.BucketSubject("desired_h2", "head"), `{}`, false},
+		{"agent", subjects.JournalSubject, `{}`, false},
+		{"agent", subjects.AgentAPI("h1", "image-url"), ``, true},
+		{"agent", subjects.AgentAPI("h2", "image-url"), ``, false},
+		{"agent", subjects.API("h1", "vm", "list"), ``, false},
+		{"agent", "$JS.API.STREAM.INFO.KV_desired_h1", ``, false},
+		{"agent", "$JS.API.STREAM.DELETE.KV_desired_h2", ``, false},
+		{"agent", subjects.EnrollSubject, ``, false},
+		{"admin", subjects.API("ann", "vm", "create"), ``, true},
+		{"admin", subjects.API("bob", "vm", "create"), ``, false},
+		{"admin", "$JS.API.STREAM.INFO.KV_desired_h1", ``, true},
+		{"admin", "$JS.API.STREAM.DELETE.KV_desired_h1", ``, false},
+		{"admin", "$JS.API.CONSUMER.CREATE.JOURNAL", `{}`, false},
+		{"admin", subjects.BucketSubject("observed", "h1.domain.x"), `{}`, false},
+		{"admin", subjects.JournalSubject, `{}`, false},
+		{"viewer", subjects.API("bob", "vm", "list"), ``, true},
+		{"viewer", subjects.API("bob", "vm", "create"), ``, false},
+		{"viewer", subjects.API("ann", "vm", "list"), ``, false},
+		{"viewer", subjects.DirectGet("desired_h1"), last, true},
+	} {
+		wait := 5 * time.Second
+		if !c.ok {
+			wait = 150 * time.Millisecond
+		}
+		m, err := conns[c.who].Request(c.subject, []byte(c.body), wait)
+		if ok := err == nil && len(m.Data) > 0; ok != c.ok {
+			t.Errorf("%s on %s: answered %t (%v), want %t", c.who, c.subject, ok, err, c.ok)
+		}
+	}
+	// What could not be written really was not.
+	if m, err := js.Stream(ctx, "KV_desired_h2"); err != nil || m.CachedInfo().State.LastSeq != 1 {
+		t.Errorf("another host's bucket was touched: %v", err)
+	}
+}
+
+// A reply subject that names another host's document is the classic way around subject permissions.
+func TestReflectionIsHarmless(t *testing.T) {
+	id := keys(t)
+	s := open(t, site.Config{Identity: id})
+	ctx, js := t.Context(), s.JetStream()
+	for _, h := range []string{"h1", "h2"} {
+		if _, err := js.CreateOrUpdateStream(ctx, site.Desired(h)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := js.Publish(ctx, subjects.BucketSubject(subjects.DesiredBucket(h), subjects.HeadKey), []byte(h)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	agent := as(t, s, id, identity.RoleAgent, "h1")
+	for _, target := range []string{"$KV.desired_h2.head", "$KV.observed.h2.domain.x", subjects.JournalSubject} {
+		for _, subj := range []string{subjects.DirectGet("desired_h1"), "$KV.observed.h1.domain.x"} {
+			if err := agent.PublishRequest(subj, target, []byte(`{"last_by_subj":"$KV.desired_h1.>"}`)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	// The answer to this one comes after all the others have been dealt with.
+	if _, err := agent.Request(subjects.DirectGet("desired_h1"), []byte(`{"last_by_subj":"$KV.desired_h1.>"}`), patience); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]uint64{"KV_desired_h2": 1, "JOURNAL": 0} {
+		st, err := js.Stream(ctx, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := st.CachedInfo().State.LastSeq; got != want {
+			t.Errorf("%s has sequence %d, want %d", name, got, want)
+		}
+	}
+}
+
+func TestHistoryHoldsObservedItemsButNoHeartbeats(t *testing.T) {
+	s := open(t, site.Config{})
+	ctx, js := t.Context(), s.JetStream()
+	put := func(key, val string, opts ...jetstream.PublishOpt) {
+		t.Helper()
+		if _, err := js.Publish(ctx, subjects.BucketSubject(subjects.ObservedBucket, key), []byte(val), opts...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(subjects.ObservedKey("h1", string(desired.KindHost), desired.HostStatusID), "heartbeat")
+	put(subjects.ObservedKey("h1", string(desired.KindDomain), "v1"), "status", jetstream.WithMsgTTL(time.Hour))
+	h, err := js.Stream(ctx, subjects.HistoryStream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wait(t, func() error {
+		m, err := h.GetLastMsgForSubject(ctx, subjects.HistorySubject("h1", "domain.v1"))
+		if err != nil {
+			return err
+		}
+		if string(m.Data) != "status" {
+			return fmt.Errorf("history holds %q", m.Data)
+		}
+		return nil
+	})
+	info, err := h.Info(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info.State.Msgs != 1 {
+		t.Errorf("history holds %d messages, want 1", info.State.Msgs)
+	}
+}
+
+// wait polls for a value; it does not measure time.
+func wait(t *testing.T, ok func() error) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	for {
+		err := ok()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+}
+
+func TestLeaseHandsOver(t *testing.T) {
+	s := open(t, site.Config{})
+	type turn struct {
+		name string
+		ctx  context.Context
+	}
+	turns := make(chan turn, 10)
+	campaign := func(name string) context.CancelFunc {
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_ = site.NewLease(s.JetStream(), name, zerolog.Nop()).Campaign(ctx, func(ctx context.Context) error {
+				turns <- turn{name, ctx}
+				<-ctx.Done()
+				return nil
+			})
+		}()
+		stop := func() { cancel(); <-done }
+		t.Cleanup(stop)
+		return stop
+	}
+	stopA := campaign("a")
+	first := <-turns
+	stopB := campaign("b")
+	if h, ok, err := site.NewLease(s.JetStream(), "x", zerolog.Nop()).Leader(t.Context()); err != nil || !ok || h.Name != "a" {
+		t.Fatalf("leader is %+v, %t, %v", h, ok, err)
+	}
+	if first.ctx.Err() != nil || len(turns) != 0 {
+		t.Fatal("two leaders at once")
+	}
+	stopA()
+	if second := <-turns; second.name != "b" || first.ctx.Err() == nil {
+		t.Fatalf("after a stopped %s leads, a's context says %v", second.name, first.ctx.Err())
+	}
+	// A lease that is taken away ends the leader's turn, and nothing of it stays.
+	kv, err := s.JetStream().KeyValue(t.Context(), subjects.LeaseBucket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := kv.Put(t.Context(), subjects.LeaderKey, []byte(`{"name":"killed"}`)); err != nil {
+		t.Fatal(err)
+	}
+	again := <-turns // only after the lease of "killed" has run out
+	if again.name != "b" {
+		t.Fatalf("%s leads", again.name)
+	}
+	stopB()
+	if !errors.Is(context.Cause(again.ctx), context.Canceled) {
+		t.Errorf("the context ended with %v", context.Cause(again.ctx))
+	}
+	if _, ok, err := site.NewLease(s.JetStream(), "x", zerolog.Nop()).Leader(t.Context()); err != nil || ok {
+		t.Errorf("a lease is left: %t, %v", ok, err)
+	}
+}
+
+func TestPresence(t *testing.T) {
+	id := keys(t)
+	s := open(t, site.Config{Identity: id})
+	early := as(t, s, id, identity.RoleAgent, "early")
+	ctx, cancel := context.WithCancel(t.Context())
+	type word struct {
+		host string
+		on   bool
+	}
+	words, done := make(chan word, 100), make(chan error, 1)
+	go func() {
+		done <- s.Presence(ctx, func(h string, on bool, at time.Time) {
+			if at.IsZero() {
+				t.Errorf("%s: no time", h)
+			}
+			words <- word{h, on}
+		})
+	}()
+	expect := func(want word) {
+		t.Helper()
+		select {
+		case got := <-words:
+			if got != want {
+				t.Fatalf("got %v, want %v", got, want)
+			}
+		case <-time.After(patience):
+			t.Fatalf("not told of %v", want)
+		}
+	}
+	expect(word{"early", true})
+	late := as(t, s, id, identity.RoleAgent, "late")
+	expect(word{"late", true})
+	second := as(t, s, id, identity.RoleAgent, "late") // the same host twice, as after a lost network
+	if err := second.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	as(t, s, id, identity.RoleAdmin, "ann") // people are no hosts
+	late.Close()
+	early.Close()
+	expect(word{"early", false})
+	second.Close()
+	expect(word{"late", false})
+	// Revoked credentials cut a live connection.
+	c, err := id.Creds(identity.RoleAgent, "bad", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad, err := nats.Connect("", nats.InProcessServer(s.Server()), nats.UserJWTAndSeed(c.JWT, string(c.Seed)), nats.MaxReconnects(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(bad.Close)
+	expect(word{"bad", true})
+	a, err := id.Revoke(identity.RoleAgent, c.PublicKey, time.Now().Add(time.Second))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.UpdateAccount(t.Context(), a); err != nil {
+		t.Fatal(err)
+	}
+	expect(word{"bad", false})
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("Presence = %v", err)
+	}
+}
+
+// A controller beside an external server uses it like its own.
+func TestExternal(t *testing.T) {
+	id := keys(t)
+	host := open(t, site.Config{Identity: id, Listen: "127.0.0.1:0", Name: "outside"})
+	s := open(t, site.Config{Identity: id, URL: host.ClientURL(), Name: "c2"})
+	if _, err := s.JetStream().Publish(t.Context(), subjects.BucketSubject(subjects.ObservedBucket, "h1.domain.x"), nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestOpenRefuses(t *testing.T) {
+	for _, c := range []site.Config{
+		{Name: "a.b"},
+		{Name: "a", Listen: "nonsense"},
+		{Name: "a", Listen: "127.0.0.1:99999"},
+	} {
+		c.Dir, c.Identity = t.TempDir(), keys(t)
+		if s, err := site.Open(t.Context(), c); err == nil {
+			s.Close()
+			t.Errorf("Open(%+v) succeeded", c)
+		}
+	}
+}
