@@ -519,6 +519,26 @@ func conformance() []conformanceTest {
 				t.Errorf("not unplugged: %v\n%s", err, live)
 			}
 		}},
+		{"q35 takes devices while it runs", func(t *testing.T, a *agent) {
+			id, want := a.vm(desired.PowerOn)
+			want.Machine = "q35"
+			a.must(id, want)
+			for i := range 6 {
+				path := filepath.Join(a.bed.dir, fmt.Sprintf("data%d.qcow2", i))
+				a.bed.image(t, path)
+				target := fmt.Sprintf("vd%c", 'a'+i)
+				want.Disks = append(want.Disks, desired.Disk{Volume: target, Path: path, Format: desired.FormatQCOW2, Target: target, Bus: "virtio"})
+				if f := a.must(id, want); f.Pending != nil {
+					t.Fatalf("pending with %d disks: %v", i+1, f.Pending)
+				}
+			}
+			off := want
+			off.Power, off.Force = desired.PowerOff, true
+			a.must(id, off)
+			if f := a.must(id, want); f.State != desired.StateRunning || f.Pending != nil {
+				t.Errorf("facts after start: %+v", f)
+			}
+		}},
 		{"a guest that keeps its disk", func(t *testing.T, a *agent) {
 			id, want := a.vm(desired.PowerOn)
 			path := filepath.Join(a.bed.dir, "kept.qcow2")
