@@ -79,8 +79,9 @@ type Ledger struct {
 	dir    string
 	lock   *os.File
 	damage error
-	// crash, in tests, ends the process's life before a step.
+	// crash, in tests, ends the process's life before a step; slack is compactSlack but in tests.
 	crash func(step string) error
+	slack int64
 
 	mu   sync.Mutex
 	file *os.File
@@ -91,16 +92,15 @@ type Ledger struct {
 }
 
 // Open opens the ledger in dir, and makes it if there is none. Look at Damage afterwards.
-func Open(dir string) (*Ledger, error) { return open(dir, nil) }
+func Open(dir string) (*Ledger, error) {
+	return open(dir, compactSlack, func(string) error { return nil })
+}
 
-func open(dir string, crash func(string) error) (_ *Ledger, err error) {
-	if crash == nil {
-		crash = func(string) error { return nil }
-	}
+func open(dir string, slack int64, crash func(step string) error) (_ *Ledger, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open ledger: %w", err)
 	}
-	l := &Ledger{dir: dir, crash: crash}
+	l := &Ledger{dir: dir, slack: slack, crash: crash}
 	if err := l.takeLock(); err != nil {
 		return nil, fmt.Errorf("open ledger %s: %w", dir, err)
 	}
@@ -294,7 +294,7 @@ func (l *Ledger) append(record []byte) error {
 	if l.file == nil {
 		return os.ErrClosed
 	}
-	if l.broken || l.size+int64(len(record)) > 2*l.live+compactSlack {
+	if l.broken || l.size+int64(len(record)) > 2*l.live+l.slack {
 		if err := l.compact(true); err != nil {
 			return err
 		}

@@ -280,7 +280,7 @@ var errCrash = errors.New("crash")
 // TestCrash_AtEveryStep ends the process before every step of a series of accepts with a compaction. The next one
 // finds the last accepted document, or the one that was being accepted.
 func TestCrash_AtEveryStep(t *testing.T) {
-	big := strings.Repeat("x", 3<<20)
+	big := strings.Repeat("x", 3<<10)
 	docs := make([]desired.Document, 9)
 	for i := range docs {
 		docs[i] = document(t, uint64(i+1), item(t, desired.KindDomain, "a", 1, "x"), item(t, desired.KindAddrSet, "big", uint64(i+1), fmt.Sprint(i, big)))
@@ -289,7 +289,7 @@ func TestCrash_AtEveryStep(t *testing.T) {
 	for n := 0; ; n++ {
 		dir := t.TempDir()
 		left, crashed := n, ""
-		l, err := open(dir, func(step string) error {
+		l, err := open(dir, 8<<10, func(step string) error {
 			if left--; left < 0 {
 				crashed = step
 				return errCrash
@@ -340,7 +340,7 @@ func TestCrash_AtEveryStep(t *testing.T) {
 func TestAccept_GoesOnAfterAFailedWrite(t *testing.T) {
 	for _, step := range []string{"before write", "within write", "before sync"} {
 		fail := false
-		l, err := open(t.TempDir(), func(s string) error {
+		l, err := open(t.TempDir(), compactSlack, func(s string) error {
 			if fail && s == step {
 				return errors.New("no space left on device")
 			}
