@@ -979,3 +979,93 @@ func TestUpdateRefusesWhatCantChange(t *testing.T) {
 		t.Errorf("VM %+v", got)
 	}
 }
+
+// TestStatusGolden shows the status of everything in a site with a host away, a fault and a VM that is being made.
+func TestStatusGolden(t *testing.T) {
+	e := plantest.NewExample(1, 3)
+	for i, h := range []string{"h1", "h2", "h3"} {
+		spec := e.VMSpec(fmt.Sprintf("v%d", i+1))
+		spec.HostID = e.IDs[h]
+		spec.DataVolumes = []plan.VolumeSpec{{Name: fmt.Sprintf("d%d", i+1), Bytes: 1 << 30}}
+		mustVM(t, e, spec)
+	}
+	settle(t, e)
+	e.SetConnected(e.IDs["h2"], false)
+	for vm := range resource.All[*resource.VM](e.View()) {
+		if vm.HostID == e.IDs["h3"] {
+			e.Report(vm.HostID, resource.DomainRef(vm.ID), desired.Status{
+				Phase: desired.PhaseRetrying, Fault: &desired.Fault{Code: desired.CodeLibvirt, Message: "libvirt does not answer"},
+			}, desired.DomainFacts{State: desired.StateShutoff})
+		}
+	}
+	e.Report(e.IDs["h3"], resource.PoolRef(e.IDs["nfs"]), desired.Status{Phase: desired.PhaseRetrying, Fault: &desired.Fault{Code: desired.CodeStorageUnreachable, Message: "10.77.0.1 does not answer"}}, nil)
+	spec := e.VMSpec("new")
+	spec.HostID = e.IDs["h1"]
+	mustVM(t, e, spec)
+	if err := e.Publish(); err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	for _, kind := range resource.Kinds() {
+		for r := range e.View().All(kind) {
+			if task, ok := r.(*resource.Task); ok && task.State != resource.TaskRunning {
+				continue
+			}
+			st := resource.Derive(e.View(), r)
+			if st == nil {
+				continue
+			}
+			j, err := json.MarshalIndent(st, "  ", "  ")
+			if err != nil {
+				t.Fatal(err)
+			}
+			fmt.Fprintf(&b, "%s %s\n  %s\n\n", kind, r.Base().Name, j)
+		}
+	}
+	golden(t, "status.txt", b.String())
+}
+
+func TestFaultOfWhatIsWaitedFor(t *testing.T) {
+	e := plantest.NewExample(1, 1)
+	vm := mustVM(t, e, e.VMSpec("a"))
+	if err := e.Publish(); err != nil {
+		t.Fatal(err)
+	}
+	var root *resource.Volume
+	for v := range resource.Referrers[*resource.Volume](e.View(), resource.KindVM, vm.ID) {
+		root = v
+	}
+	waits := func(on desired.Ref) desired.Status {
+		return desired.Status{Phase: desired.PhaseWaiting, Fault: &desired.Fault{Code: desired.CodeWaiting, Message: "wait for " + on.String(), Ref: &on}}
+	}
+	img := resource.ImageRef(root.StorageID, root.ImageID)
+	e.Report(vm.HostID, resource.DomainRef(vm.ID), waits(resource.VolumeRef(root.ID)), nil)
+	e.Report(vm.HostID, resource.VolumeRef(root.ID), waits(img), nil)
+	e.Report(vm.HostID, img, desired.Status{Phase: desired.PhaseRetrying, Fault: &desired.Fault{Code: desired.CodeDownload, Message: "404"}}, nil)
+	st := resource.Derive(e.View(), vm).(resource.VMStatus)
+	want := &resource.ItemFault{Host: "h1", Item: img.String(), Code: desired.CodeDownload, Message: "404", Remedy: desired.CodeDownload.Remedy()}
+	if diff := cmp.Diff(want, st.Fault); diff != "" {
+		t.Errorf("fault (-want +got):\n%s", diff)
+	}
+}
+
+func TestFollowTakesOneDecision(t *testing.T) {
+	e := plantest.NewExample(1, 1)
+	vm := mustVM(t, e, e.VMSpec("a"))
+	settle(t, e)
+	do(t, e, "vm.stop", func(tx resource.Tx) error { _, err := plan.StopVM(tx, vm.ID, plan.StopOptions{}); return err })
+	if err := e.Publish(); err != nil {
+		t.Fatal(err)
+	}
+	e.Work()
+	pending := plan.Pending(e.View(), e.Now)
+	if len(pending) != 2 || pending[0].Kind != resource.KindVM || pending[1].Kind != resource.KindTask {
+		t.Fatalf("pending %+v, want the VM and its task", pending)
+	}
+	for range 2 {
+		do(t, e, "follow", func(tx resource.Tx) error { _, err := plan.Follow(tx, resource.KindVM, vm.ID); return err })
+	}
+	if vmOf(t, e, vm.ID).Ran {
+		t.Error("that it is off is not kept")
+	}
+}

@@ -11,13 +11,16 @@ import (
 	"shoal/desired"
 )
 
-// decision is one follow-up: what Tick will do. It looks again before it acts, for an earlier one may have changed things.
+// decision is one follow-up, decided on the view that it is taken on.
 type decision func(tx resource.Tx) error
+
+// TickLimit is how many decisions one Tick takes, so that its transaction stays small whatever has piled up.
+const TickLimit = 256
 
 // Due reports whether Tick would do anything at that time. It takes no transaction, so that the caller can look often.
 func Due(r resource.Reader, now time.Time) bool {
 	due := false
-	decide(r, now, func(decision) bool {
+	decide(r, now, func(resource.Kind, string, decision) bool {
 		due = true
 		return false
 	})
@@ -26,12 +29,14 @@ func Due(r resource.Reader, now time.Time) bool {
 
 // Tick takes the decisions that follow from what hosts report and from time that passes: tunnel addresses of hosts, guests
 // that shut themselves down, volumes that were let go, the steps of expunging, the end of the recycle bin, the end of tasks.
-// It is idempotent: a second Tick on the same view does nothing. changed says whether the first did.
+// It is idempotent: a Tick with nothing due does nothing. changed says whether it did something; then there may be more to do.
+//
+// One decision that can't be stored fails the whole of it; see Pending and Follow for taking them one by one.
 func Tick(tx resource.Tx) (changed bool, err error) {
 	var all []decision
-	decide(tx, tx.Now(), func(d decision) bool {
+	decide(tx, tx.Now(), func(_ resource.Kind, _ string, d decision) bool {
 		all = append(all, d)
-		return true
+		return len(all) < TickLimit
 	})
 	for _, d := range all {
 		if err := d(tx); err != nil {
@@ -41,33 +46,64 @@ func Tick(tx resource.Tx) (changed bool, err error) {
 	return len(all) > 0, nil
 }
 
+// Pending names the resources that something is due for, in the order of Tick.
+func Pending(r resource.Reader, now time.Time) []resource.Ref {
+	var out []resource.Ref
+	decide(r, now, func(kind resource.Kind, id string, _ decision) bool {
+		out = append(out, resource.Ref{Kind: kind, ID: id})
+		return true
+	})
+	return out
+}
+
+// Follow takes what is due for one resource, if anything is by now.
+func Follow(tx resource.Tx, kind resource.Kind, id string) (changed bool, err error) {
+	r := tx.Get(kind, id)
+	if r == nil {
+		return false, nil
+	}
+	d := decideOne(tx, tx.Now(), r)
+	if d == nil {
+		return false, nil
+	}
+	return true, d(tx)
+}
+
 // decide finds what is due and yields it until yield says that it is enough.
-func decide(r resource.Reader, now time.Time, yield func(decision) bool) {
-	for h := range resource.All[*resource.Host](r) {
-		if v, differs := vteps(r, h); differs {
-			if !yield(func(tx resource.Tx) error {
-				h := resource.Copy(h)
-				h.VTEPs = v
-				return tx.Put(h)
-			}) {
+func decide(r resource.Reader, now time.Time, yield func(resource.Kind, string, decision) bool) {
+	for _, kind := range []resource.Kind{resource.KindHost, resource.KindVM, resource.KindVolume, resource.KindTask} {
+		for x := range r.All(kind) {
+			if d := decideOne(r, now, x); d != nil && !yield(kind, x.Base().ID, d) {
 				return
 			}
 		}
 	}
-	for vm := range resource.All[*resource.VM](r) {
-		if d := decideVM(r, now, vm); d != nil && !yield(d) {
-			return
-		}
+}
+
+func decideOne(r resource.Reader, now time.Time, x resource.Resource) decision {
+	switch x := x.(type) {
+	case *resource.Host:
+		return decideHost(r, x)
+	case *resource.VM:
+		return decideVM(r, now, x)
+	case *resource.Volume:
+		return decideVolume(r, now, x)
+	case *resource.Task:
+		return decideTask(r, now, x)
+	default:
+		return nil
 	}
-	for v := range resource.All[*resource.Volume](r) {
-		if d := decideVolume(r, now, v); d != nil && !yield(d) {
-			return
-		}
+}
+
+func decideHost(r resource.Reader, h *resource.Host) decision {
+	v, differs := vteps(r, h)
+	if !differs {
+		return nil
 	}
-	for t := range resource.All[*resource.Task](r) {
-		if d := decideTask(r, now, t); d != nil && !yield(d) {
-			return
-		}
+	return func(tx resource.Tx) error {
+		h := resource.Copy(h)
+		h.VTEPs = v
+		return tx.Put(h)
 	}
 }
 

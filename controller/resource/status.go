@@ -68,9 +68,21 @@ const (
 	VolumeKept = 864000 * time.Second
 )
 
+// itemFault is what keeps an item from being as wanted. Of an item that waits for another it is that one's fault, which
+// is what somebody can do something about.
 func itemFault(r Reader, host string, ref desired.Ref, st desired.Status) *ItemFault {
 	if st.Fault == nil || st.Phase == desired.PhaseReady {
 		return nil
+	}
+	for range 4 {
+		if st.Phase != desired.PhaseWaiting || st.Fault.Ref == nil {
+			break
+		}
+		next, ok := r.Observed().Status(host, *st.Fault.Ref)
+		if !ok || next.Fault == nil || next.Phase == desired.PhaseReady {
+			break
+		}
+		ref, st = *st.Fault.Ref, next
 	}
 	return &ItemFault{
 		Host: hostName(r, host), Item: ref.String(), Code: st.Fault.Code, Message: st.Fault.Message,
