@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"shoal/controller/resource"
+	"shoal/desired"
 )
 
 // MaxGroup is how many bytes of entries are put together into one message.
@@ -46,7 +47,7 @@ func (e Entry) Encode() (Encoded, error) {
 		n += 96 + len(c.Value)
 	}
 	b := bytes.NewBuffer(make([]byte, 0, n))
-	request, err := json.Marshal(e.Request)
+	request, err := desired.Canonical(e.Request)
 	if err != nil {
 		return nil, fmt.Errorf("encode request %s: %w", e.Request.ID, err)
 	}
@@ -75,7 +76,7 @@ func (e Entry) Encode() (Encoded, error) {
 		b.WriteByte(']')
 	}
 	if e.Error != "" {
-		text, err := json.Marshal(e.Error)
+		text, err := desired.Canonical(e.Error)
 		if err != nil {
 			return nil, fmt.Errorf("encode error of request %s: %w", e.Request.ID, err)
 		}

@@ -115,9 +115,7 @@ func (j *Journal) Append(ctx context.Context, after Position, group []byte) (Pos
 	// open is set once a try may have reached the server without an answer.
 	open := false
 	for wait := 20 * time.Millisecond; ; wait = min(2*wait, time.Second) {
-		short, cancel := context.WithTimeout(ctx, requestTimeout)
-		ack, err := j.js.PublishMsg(short, &nats.Msg{Subject: subjects.JournalSubject, Data: group}, opts...)
-		cancel()
+		ack, err := j.publish(ctx, group, opts)
 		if err == nil {
 			if ack.Sequence != at.Seq {
 				return Position{}, fmt.Errorf("append to journal: stored as %d instead of %d: %w", ack.Sequence, at.Seq, ErrDiverged)
@@ -163,6 +161,28 @@ func (j *Journal) Append(ctx context.Context, after Position, group []byte) (Pos
 		case <-time.After(wait):
 		}
 	}
+}
+
+// publish tries once. An answer that was lost with the connection is not waited for.
+func (j *Journal) publish(ctx context.Context, group []byte, opts []jetstream.PublishOpt) (*jetstream.PubAck, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	nc := j.js.Conn()
+	changed := nc.StatusChanged(nats.CONNECTED)
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		select {
+		case <-changed:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	defer func() {
+		cancel()
+		<-watched
+		nc.RemoveStatusListener(changed)
+	}()
+	return j.js.PublishMsg(ctx, &nats.Msg{Subject: subjects.JournalSubject, Data: group}, opts...)
 }
 
 type fate int
