@@ -3,6 +3,7 @@ package plan_test
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"net/netip"
@@ -239,8 +240,8 @@ func TestCreateVMIsWholeOrRefusedWithReasons(t *testing.T) {
 			spec := e.VMSpec("v")
 			c.change(&spec)
 			_, err := e.CreateVM(spec)
-			re, ok := err.(*resource.Error)
-			if !ok {
+			var re *resource.Error
+			if !errors.As(err, &re) {
 				t.Fatalf("error %v, want a *resource.Error", err)
 			}
 			if re.Field != c.field && re.Field != "nics[0]."+c.field {
@@ -960,8 +961,8 @@ func TestUpdateRefusesWhatCantChange(t *testing.T) {
 				_, err := plan.Update(tx, r)
 				return err
 			})
-			re, ok := err.(*resource.Error)
-			if !ok || re.Field != c.field {
+			var re *resource.Error
+			if !errors.As(err, &re) || re.Field != c.field {
 				t.Errorf("error %v, want one of field %s", err, c.field)
 			}
 			if e.View() != before {

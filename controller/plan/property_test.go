@@ -1,6 +1,7 @@
 package plan_test
 
 import (
+	"errors"
 	"fmt"
 	"iter"
 	"maps"
@@ -212,7 +213,7 @@ func TestRandomOperations(t *testing.T) {
 		try := func(op string, fn func(tx resource.Tx) error) {
 			err := e.Do(op, fn)
 			if err != nil {
-				if _, ok := err.(*resource.Error); !ok {
+				if e := (*resource.Error)(nil); !errors.As(err, &e) {
 					t.Fatalf("%s: %v is not an error for users", op, err)
 				}
 				if resource.HasCode(err, resource.CodeInternal) {

@@ -2,6 +2,7 @@ package plan
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -126,8 +127,8 @@ func boolInt(b bool) int {
 
 // inField puts the field of an error below another one.
 func inField(err error, field string, nested bool) error {
-	e, ok := err.(*resource.Error)
-	if !ok || !nested {
+	var e *resource.Error
+	if !nested || !errors.As(err, &e) {
 		return err
 	}
 	c := *e
@@ -165,8 +166,8 @@ func sizeOf(tx resource.Tx, vm *resource.VM) error {
 
 // inThe sets the field that a missing resource was named in.
 func inThe(err error, field string) error {
-	e, ok := err.(*resource.Error)
-	if !ok {
+	var e *resource.Error
+	if !errors.As(err, &e) {
 		return err
 	}
 	c := *e
