@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
@@ -230,12 +232,24 @@ func TestHistoryHoldsObservedItemsButNoHeartbeats(t *testing.T) {
 		}
 		return nil
 	})
+	// The mark of an item that is gone rolls its bucket up, and goes by itself; the record keeps what was before.
+	gone := nats.NewMsg(subjects.BucketSubject(subjects.ObservedBucket, subjects.ObservedKey("h1", string(desired.KindDomain), "v1")))
+	gone.Header.Set("KV-Operation", "PURGE")
+	gone.Header.Set("Nats-Rollup", "sub")
+	if _, err := js.PublishMsg(ctx, gone, jetstream.WithMsgTTL(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	put(subjects.ObservedKey("h1", string(desired.KindVolume), "d1"), "after")
+	wait(t, func() error {
+		_, err := h.GetLastMsgForSubject(ctx, subjects.HistorySubject("h1", "volume.d1"))
+		return err
+	})
 	info, err := h.Info(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if info.State.Msgs != 1 {
-		t.Errorf("history holds %d messages, want 1", info.State.Msgs)
+	if info.State.Msgs != 3 {
+		t.Errorf("history holds %d messages, want the status, its end and the other status", info.State.Msgs)
 	}
 }
 
@@ -378,14 +392,73 @@ func TestPresence(t *testing.T) {
 	}
 }
 
-// A controller beside an external server uses it like its own.
+// A controller beside a server that runs from the configuration we print uses it like its own: it makes the streams,
+// keeps the accounts up to date and sees hosts come and go.
 func TestExternal(t *testing.T) {
-	id := keys(t)
-	host := open(t, site.Config{Identity: id, Listen: "127.0.0.1:0", Name: "outside"})
-	s := open(t, site.Config{Identity: id, URL: host.ClientURL(), Name: "c2"})
+	id, dir := keys(t), t.TempDir()
+	text, err := id.ServerConfig(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "nats-server.conf")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o, err := server.ProcessConfigFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.Host, o.Port, o.NoLog, o.NoSigs, o.ServerName = "127.0.0.1", server.RANDOM_PORT, true, true, "outside"
+	outside, err := server.NewServer(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	outside.Start()
+	t.Cleanup(func() { outside.Shutdown(); outside.WaitForShutdown() })
+	if !outside.ReadyForConnections(patience) {
+		t.Fatal("the server does not start")
+	}
+	creds, err := id.Creds(identity.RoleController, "c2", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "controller.creds")
+	if err := creds.WriteFile(file); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, site.Config{Identity: id, URL: outside.ClientURL(), Creds: file, Name: "c2"})
 	if _, err := s.JetStream().Publish(t.Context(), subjects.BucketSubject(subjects.ObservedBucket, "h1.domain.x"), nil); err != nil {
 		t.Fatal(err)
 	}
+	agent, err := id.Creds(identity.RoleAgent, "h1", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc, err := nats.Connect(outside.ClientURL(), nats.UserJWTAndSeed(agent.JWT, string(agent.Seed)), nats.MaxReconnects(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	ctx, cancel := context.WithCancel(t.Context())
+	words, done := make(chan bool, 10), make(chan error, 1)
+	go func() {
+		done <- s.Presence(ctx, func(_ string, on bool, _ time.Time) { words <- on })
+	}()
+	if on := <-words; !on {
+		t.Fatal("h1 is not connected")
+	}
+	a, err := id.Revoke(identity.RoleAgent, agent.PublicKey, time.Now().Add(time.Second))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.UpdateAccount(t.Context(), a); err != nil {
+		t.Fatal(err)
+	}
+	if on := <-words; on {
+		t.Fatal("h1 is still connected after its credentials were revoked")
+	}
+	cancel()
+	<-done
 }
 
 func TestOpenRefuses(t *testing.T) {
@@ -399,5 +472,64 @@ func TestOpenRefuses(t *testing.T) {
 			s.Close()
 			t.Errorf("Open(%+v) succeeded", c)
 		}
+	}
+}
+
+// The answer to a renewal may get lost: the lease is then held under a revision that its holder has not heard of.
+func TestLeaseSurvivesALostAnswer(t *testing.T) {
+	s := open(t, site.Config{})
+	ctx, cancel := context.WithCancel(t.Context())
+	turns, done := make(chan context.Context, 10), make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = s.NewLease().Campaign(ctx, func(ctx context.Context) error {
+			turns <- ctx
+			<-ctx.Done()
+			return nil
+		})
+	}()
+	turn := <-turns
+	kv, err := s.JetStream().KeyValue(ctx, subjects.LeaseBucket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := kv.Get(ctx, subjects.LeaderKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rev, err := kv.Put(ctx, subjects.LeaderKey, e.Value())
+	if err != nil {
+		t.Fatal(err)
+	}
+	wait(t, func() error {
+		e, err := kv.Get(ctx, subjects.LeaderKey)
+		if err == nil && e.Revision() <= rev {
+			err = errors.New("not renewed")
+		}
+		return err
+	})
+	if turn.Err() != nil || len(turns) != 0 {
+		t.Error("the leader gave up a lease that it held")
+	}
+	cancel()
+	<-done
+}
+
+// An error of the leader's work hands the lease on; the campaign goes on.
+func TestLeaseAfterAnError(t *testing.T) {
+	s := open(t, site.Config{})
+	ctx, cancel := context.WithCancel(t.Context())
+	turns, done := make(chan struct{}, 10), make(chan error, 1)
+	go func() {
+		done <- s.NewLease().Campaign(ctx, func(context.Context) error {
+			turns <- struct{}{}
+			return errors.New("broken")
+		})
+	}()
+	<-turns
+	<-turns
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("Campaign = %v", err)
 	}
 }
