@@ -179,5 +179,7 @@ func (d *HostDiff) effect(before, after resource.Reader, ref desired.Ref, old, n
 		if b.Absent && !a.Absent {
 			d.Erases = append(d.Erases, name(resource.KindVolume))
 		}
+	default:
+		// Other items stop no guest and remove no data.
 	}
 }

@@ -152,7 +152,8 @@ func TestRenderGolden(t *testing.T) {
 func checkItem(t interface {
 	Helper()
 	Errorf(string, ...any)
-}, it desired.Item) {
+}, it desired.Item,
+) {
 	t.Helper()
 	var err error
 	switch it.Kind {

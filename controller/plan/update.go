@@ -55,7 +55,10 @@ func Update(tx resource.Tx, changed resource.Resource) (resource.Resource, error
 	case *resource.Storage:
 		o := old.(*resource.Storage)
 		fixed = []fixedField{
-			{"zone_id", o.ZoneID, x.ZoneID}, {"type", o.Type, x.Type}, {"path", o.Path, x.Path}, {"source", o.Source, x.Source},
+			{"zone_id", o.ZoneID, x.ZoneID},
+			{"type", o.Type, x.Type},
+			{"path", o.Path, x.Path},
+			{"source", o.Source, x.Source},
 			{"cluster_ids", strings.Join(o.ClusterIDs, " "), strings.Join(x.ClusterIDs, " ")},
 		}
 		task = resource.KindStorage
@@ -74,8 +77,14 @@ func Update(tx resource.Tx, changed resource.Resource) (resource.Resource, error
 	case *resource.L2:
 		o := old.(*resource.L2)
 		fixed = []fixedField{
-			{"zone_id", o.ZoneID, x.ZoneID}, {"type", o.Type, x.Type}, {"device", o.Device, x.Device}, {"bridge", o.Bridge, x.Bridge}, {"vlan", o.VLAN, x.VLAN},
-			{"pool_id", o.PoolID, x.PoolID}, {"vni", o.VNI, x.VNI}, {"cluster_ids", strings.Join(o.ClusterIDs, " "), strings.Join(x.ClusterIDs, " ")},
+			{"zone_id", o.ZoneID, x.ZoneID},
+			{"type", o.Type, x.Type},
+			{"device", o.Device, x.Device},
+			{"bridge", o.Bridge, x.Bridge},
+			{"vlan", o.VLAN, x.VLAN},
+			{"pool_id", o.PoolID, x.PoolID},
+			{"vni", o.VNI, x.VNI},
+			{"cluster_ids", strings.Join(o.ClusterIDs, " "), strings.Join(x.ClusterIDs, " ")},
 		}
 	case *resource.L3:
 		o := old.(*resource.L3)
@@ -97,8 +106,13 @@ func Update(tx resource.Tx, changed resource.Resource) (resource.Resource, error
 	case *resource.SecRule:
 		o := old.(*resource.SecRule)
 		fixed = []fixedField{
-			{"group_id", o.GroupID, x.GroupID}, {"direction", o.Direction, x.Direction}, {"protocol", o.Protocol, x.Protocol}, {"from_port", o.FromPort, x.FromPort},
-			{"to_port", o.ToPort, x.ToPort}, {"cidr", o.CIDR, x.CIDR}, {"remote_group_id", o.RemoteGroupID, x.RemoteGroupID},
+			{"group_id", o.GroupID, x.GroupID},
+			{"direction", o.Direction, x.Direction},
+			{"protocol", o.Protocol, x.Protocol},
+			{"from_port", o.FromPort, x.FromPort},
+			{"to_port", o.ToPort, x.ToPort},
+			{"cidr", o.CIDR, x.CIDR},
+			{"remote_group_id", o.RemoteGroupID, x.RemoteGroupID},
 		}
 	case *resource.SecGroup:
 		task = resource.KindSecGroup

@@ -90,8 +90,8 @@ func (u StorageUse) CacheBytes() uint64 {
 
 // StorageRoom is how many more bytes may be promised to volumes on a storage of that size; negative when too much is.
 func StorageRoom(s *Storage, total uint64, u StorageUse) int64 {
-	real := int64(total) - int64(s.ReservedBytes) - int64(u.CacheBytes())
-	return int64(float64(real)*s.Overprovision) - int64(u.VolumeBytes)
+	usable := int64(total) - int64(s.ReservedBytes) - int64(u.CacheBytes())
+	return int64(float64(usable)*s.Overprovision) - int64(u.VolumeBytes)
 }
 
 // PoolFacts is what a host reports of a storage; ok is false unless the storage is Ready there.

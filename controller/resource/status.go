@@ -592,6 +592,8 @@ func nicStatus(r Reader, n *NIC) NICStatus {
 		case desired.KindSecGroup:
 			_, fresh := Current(r, vm.HostID, ref, n.Rev)
 			out.Filtered = fresh && st.Phase == desired.PhaseReady
+		default:
+			// Of the others only the fault is of interest.
 		}
 	}
 	return out

@@ -2,7 +2,6 @@ package plantest
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"time"
 
 	"shoal/controller/resource"
@@ -14,14 +13,15 @@ type Site struct {
 	// Now is the time of transactions.
 	Now time.Time
 	ids int
-	rng *rand.Rand
+	// state of splitmix64, which is enough for choices and MACs
+	random uint64
 	// requests counts transactions.
 	requests int
 }
 
 // New makes an empty site.
 func New(seed uint64) *Site {
-	return &Site{view: newView(), Now: time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC), rng: rand.New(rand.NewPCG(seed, 1))}
+	return &Site{view: newView(), Now: time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC), random: seed}
 }
 
 // View is the site as it is now.
@@ -63,7 +63,15 @@ type tx struct {
 
 func (t *tx) Now() time.Time            { return t.site.Now }
 func (t *tx) Request() resource.Request { return t.req }
-func (t *tx) Uint64() uint64            { return t.site.rng.Uint64() }
+
+// Uint64 is splitmix64: the same for the same seed.
+func (t *tx) Uint64() uint64 {
+	t.site.random += 0x9e3779b97f4a7c15
+	z := t.site.random
+	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
+	z = (z ^ z>>27) * 0x94d049bb133111eb
+	return z ^ z>>31
+}
 
 // NewID makes an id that looks like a UUID. It is scattered, so that the order of ids is not that of creation.
 func (t *tx) NewID() string {
