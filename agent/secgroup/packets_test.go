@@ -16,8 +16,11 @@ func network(t *testing.T) {
 	t.Helper()
 	clean := func() {
 		for _, n := range []int{1, 2, 9} {
+			// Namespaces end later than the command that deletes them: the devices first.
+			netbox.Try(fmt.Sprintf("ip link del sht%012x", n))
 			netbox.Try(fmt.Sprintf("ip netns del g%d", n))
 		}
+		netbox.Try("ip link del shxuplink")
 		netbox.Try("ip link del shbnet")
 	}
 	clean()
