@@ -69,8 +69,8 @@ type result struct {
 	err error
 }
 
-// lead is one term of leading.
-type lead struct {
+// leadership is one term of leading.
+type leadership struct {
 	queue chan *call
 	ended chan struct{}
 }
@@ -167,7 +167,7 @@ func (s *Store) Lead(ctx context.Context) error {
 	if err := s.catchUp(ctx); err != nil {
 		return fmt.Errorf("lead: catch up with the journal: %w", err)
 	}
-	l := &lead{queue: make(chan *call, queueLength), ended: make(chan struct{})}
+	l := &leadership{queue: make(chan *call, queueLength), ended: make(chan struct{})}
 	g, gctx := errgroup.WithContext(ctx)
 	s.leading.Store(l)
 	s.log.Info().Uint64("seq", s.Seq()).Msg("leading")
@@ -239,19 +239,19 @@ type appended struct {
 	err error
 }
 
-// server is the goroutine that runs all functions. While one group is on its way to the journal it gathers the next, on
+// committer is the goroutine that runs all functions. While one group is on its way to the journal it gathers the next, on
 // top of what is not durable yet; should the first fail, the second is run again.
-type server struct {
+type committer struct {
 	s        *Store
-	l        *lead
+	l        *leadership
 	open     *group
 	inFlight *group
 	done     chan appended
 	carry    []*call // to be run before the queue: what did not fit, or must run again
 }
 
-func (s *Store) serve(ctx context.Context, l *lead) error {
-	v := &server{s: s, l: l, done: make(chan appended, 1)}
+func (s *Store) serve(ctx context.Context, l *leadership) error {
+	v := &committer{s: s, l: l, done: make(chan appended, 1)}
 	v.open = v.newGroup(s.current.Load())
 	err := v.loop(ctx)
 	// A group on its way is waited for: append gives up when ctx has ended.
@@ -269,12 +269,12 @@ func (s *Store) serve(ctx context.Context, l *lead) error {
 	return err
 }
 
-func (v *server) newGroup(base *snapshot) *group {
+func (v *committer) newGroup(base *snapshot) *group {
 	db := base.db.Snapshot()
 	return &group{base: base, db: db, txn: db.Txn(true), keys: map[requestKey]struct{}{}}
 }
 
-func (v *server) loop(ctx context.Context) error {
+func (v *committer) loop(ctx context.Context) error {
 	for {
 		// What is there goes first into the group; a group leaves when nothing more is there or it is full.
 		if !v.open.full {
@@ -312,7 +312,7 @@ func (v *server) loop(ctx context.Context) error {
 }
 
 // next is a call that waits, or nil.
-func (v *server) next() *call {
+func (v *committer) next() *call {
 	if len(v.carry) > 0 {
 		c := v.carry[0]
 		v.carry = v.carry[1:]
@@ -327,7 +327,7 @@ func (v *server) next() *call {
 }
 
 // run runs a call's function in the open group.
-func (v *server) run(c *call) {
+func (v *committer) run(c *call) {
 	g := v.open
 	if seq, ok := v.s.requests.find(c.key); ok {
 		g.add(c, ErrRepeated, seq)
@@ -406,7 +406,7 @@ func (g *group) add(c *call, err error, seq uint64) {
 }
 
 // send puts the open group on its way and opens the next one on top of it.
-func (v *server) send(ctx context.Context) {
+func (v *committer) send(ctx context.Context) {
 	g := v.open
 	if len(g.encoded) == 0 {
 		// Nothing was changed, and what the functions saw is durable.
@@ -434,7 +434,7 @@ func (v *server) send(ctx context.Context) {
 }
 
 // acked takes the outcome of the group on its way. An error ends the term.
-func (v *server) acked(r appended) error {
+func (v *committer) acked(r appended) error {
 	switch {
 	case r.err == nil:
 		v.finish(r.at)
@@ -457,7 +457,7 @@ func (v *server) acked(r appended) error {
 	return nil
 }
 
-func (v *server) finish(at journal.Position) {
+func (v *committer) finish(at journal.Position) {
 	g := v.inFlight
 	v.inFlight = nil
 	now := v.s.clock()
@@ -470,7 +470,7 @@ func (v *server) finish(at journal.Position) {
 	v.answer(g, at.Seq)
 }
 
-func (v *server) answer(g *group, seq uint64) {
+func (v *committer) answer(g *group, seq uint64) {
 	for i, c := range g.calls {
 		r := result{seq: seq, err: g.results[i]}
 		switch {
@@ -483,7 +483,7 @@ func (v *server) answer(g *group, seq uint64) {
 	}
 }
 
-func (v *server) fail(g *group, err error) {
+func (v *committer) fail(g *group, err error) {
 	if g.txn != nil {
 		g.txn.Abort()
 	}

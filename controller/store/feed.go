@@ -51,28 +51,28 @@ const (
 	mergeEntries = 4096
 )
 
-// commit is one group in the feed. It is filled when ready is closed.
-type commit struct {
+// commitNode is one group in the feed. It is filled when ready is closed.
+type commitNode struct {
 	ready         chan struct{}
 	reset         bool
 	before, after *snapshot
 	entries       []Entry
 	size          int
-	next          *commit
+	next          *commitNode
 }
 
 // feed is a list of commits. Every reader walks it on its own; what all have passed and nobody keeps is freed.
 type feed struct {
 	mu    sync.Mutex
 	base  uint64 // the commits after this sequence are in the list
-	first *commit
-	tail  *commit // the one to be filled next
+	first *commitNode
+	tail  *commitNode // the one to be filled next
 	count int
 	size  int
 }
 
 func newFeed(base uint64) *feed {
-	c := &commit{ready: make(chan struct{})}
+	c := &commitNode{ready: make(chan struct{})}
 	return &feed{base: base, first: c, tail: c}
 }
 
@@ -82,7 +82,7 @@ func (f *feed) add(before, after *snapshot, entries []Entry, size int) {
 	defer f.mu.Unlock()
 	c := f.tail
 	c.before, c.after, c.entries, c.size = before, after, entries, size
-	c.next = &commit{ready: make(chan struct{})}
+	c.next = &commitNode{ready: make(chan struct{})}
 	f.tail = c.next
 	close(c.ready)
 	f.count++
@@ -101,12 +101,12 @@ func (f *feed) reset(base uint64) {
 	defer f.mu.Unlock()
 	f.tail.reset = true
 	close(f.tail.ready)
-	c := &commit{ready: make(chan struct{})}
+	c := &commitNode{ready: make(chan struct{})}
 	f.base, f.first, f.tail, f.count, f.size = base, c, c, 0, 0
 }
 
 // from is where a reader starts who knows everything up to a sequence.
-func (f *feed) from(seq uint64) (*commit, error) {
+func (f *feed) from(seq uint64) (*commitNode, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if seq < f.base {
@@ -164,7 +164,7 @@ func (s *Store) commits(ctx context.Context, from uint64, fn func(before, after 
 	}
 }
 
-func isReady(c *commit) bool {
+func isReady(c *commitNode) bool {
 	select {
 	case <-c.ready:
 		return true

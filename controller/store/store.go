@@ -52,7 +52,7 @@ type Store struct {
 	// busy is held by the one of Load, Follow and Lead that runs.
 	busy     sync.Mutex
 	requests requests // guarded by busy
-	leading  atomic.Pointer[lead]
+	leading  atomic.Pointer[leadership]
 }
 
 // snapshot is the state after a message of the journal. It never changes.
