@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"path/filepath"
 	"sync"
@@ -126,7 +125,7 @@ func (a *agent) addKinds(cfg Config, hostID string, libvirt *domain.Socket, sens
 	if err != nil {
 		return err
 	}
-	filter, err := secgroup.New(machine, secgroup.Netlink{}, filepath.Join(cfg.Data, "secgroup"), a.log)
+	filter, err := secgroup.New(machine, secgroup.Machine{Run: machine}, filepath.Join(cfg.Data, "secgroup"), a.log)
 	if err != nil {
 		return err
 	}
@@ -134,7 +133,7 @@ func (a *agent) addKinds(cfg Config, hostID string, libvirt *domain.Socket, sens
 	if err != nil {
 		return err
 	}
-	servers, err := dhcp.New(machine, filepath.Join(cfg.Data, "dhcp"), a.log)
+	servers, err := dhcp.New(machine, dhcp.Linux{Run: machine}, filepath.Join(cfg.Data, "dhcp"), a.log)
 	if err != nil {
 		return err
 	}
@@ -150,20 +149,15 @@ func (a *agent) addKinds(cfg Config, hostID string, libvirt *domain.Socket, sens
 }
 
 // accept takes a document that came from the controller: first onto the disk, then into force.
-func (a *agent) accept(doc desired.Document) {
+func (a *agent) accept(doc desired.Document) error {
 	start := time.Now()
-	err := a.book.Accept(doc)
-	if errors.Is(err, ledger.ErrOlder) {
-		a.log.Warn().Uint64("gen", doc.Head.Gen).Msg("older document refused")
-		return
-	}
-	if err != nil {
-		a.log.Error().Err(err).Uint64("gen", doc.Head.Gen).Msg("document refused")
-		return
+	if err := a.book.Accept(doc); err != nil {
+		return err
 	}
 	a.log.Info().Uint64("gen", doc.Head.Gen).Dur("took", time.Since(start)).Msg("document accepted")
 	a.engine.Set(doc)
 	a.tell(func(f *desired.HostFacts) { f.Gen = doc.Head.Gen })
+	return nil
 }
 
 func (a *agent) ahead(ahead bool) {

@@ -46,8 +46,9 @@ type Config struct {
 	Creds string
 	// Host is this host's id: the user name in the credentials. See HostOf.
 	Host string
-	// OnDocument takes each new document. It is called from Run's goroutine; nothing is read while it runs.
-	OnDocument func(desired.Document)
+	// OnDocument takes each new document. It is called from Run's goroutine; nothing is read while it runs. With an error the
+	// document is handed on again after a while.
+	OnDocument func(desired.Document) error
 	// OnAhead is told whether the bucket is behind what the agent has: the controller has lost data.
 	OnAhead func(ahead bool)
 	Log     zerolog.Logger
@@ -162,7 +163,8 @@ func (l *Link) Run(ctx context.Context) error {
 	defer nc.Close()
 	l.nc.Store(nc)
 	hints := make(chan *nats.Msg, 64)
-	sub, err := nc.ChanSubscribe(subjects.Hint(l.cfg.Host, ">"), hints)
+	// The head is written last, and one hint for a document is enough.
+	sub, err := nc.ChanSubscribe(subjects.Hint(l.cfg.Host, subjects.HeadKey), hints)
 	if err != nil {
 		return fmt.Errorf("subscribe to hints: %w", err)
 	}
@@ -193,7 +195,7 @@ func (l *Link) Run(ctx context.Context) error {
 			return
 		}
 		if err != nil && ctx.Err() == nil && nc.IsConnected() {
-			l.log.Warn().Err(err).Msg("desired bucket can't be read")
+			l.log.Warn().Err(err).Msg("document not taken over")
 		}
 		again.Reset(backoff)
 		backoff = min(2*backoff, againMax)
@@ -266,12 +268,15 @@ func (l *Link) look(ctx context.Context, whole bool) (complete bool, err error) 
 		}
 		doc, state = l.view.document()
 	}
-	if l.cfg.OnAhead != nil {
+	if l.cfg.OnAhead != nil && state != torn {
 		l.cfg.OnAhead(state == behind)
 	}
 	if state == newer {
 		l.log.Debug().Uint64("gen", doc.Head.Gen).Int("items", len(doc.Items)).Msg("document read")
-		l.cfg.OnDocument(doc)
+		if err := l.cfg.OnDocument(doc); err != nil {
+			return false, err
+		}
+		l.view.delivered = doc.Head.Gen
 	}
 	return state != torn, nil
 }

@@ -201,7 +201,7 @@ func linked(t *testing.T, b *bench, change func(*Config)) (*Link, <-chan desired
 	docs, ahead := make(chan desired.Document, 64), make(chan bool, 1024)
 	cfg := Config{
 		URL: fmt.Sprintf("nats://127.0.0.1:%d", b.port), Creds: credsFile(t), Host: hostID, Log: zerolog.Nop(),
-		OnDocument: func(d desired.Document) { docs <- d }, OnAhead: func(a bool) { ahead <- a },
+		OnDocument: func(d desired.Document) error { docs <- d; return nil }, OnAhead: func(a bool) { ahead <- a },
 		ReconnectWait: 10 * time.Millisecond, ReconnectJitter: 10 * time.Millisecond, Spread: 10 * time.Millisecond,
 	}
 	if change != nil {
@@ -290,7 +290,7 @@ func TestDocument_OlderIsToldAsAhead(t *testing.T) {
 	ahead := make(chan bool, 64)
 	l, err := New(Config{
 		URL: fmt.Sprintf("nats://127.0.0.1:%d", b.port), Creds: credsFile(t), Host: hostID, Log: zerolog.Nop(),
-		OnDocument: func(d desired.Document) { t.Errorf("generation %d was handed on", d.Head.Gen) }, OnAhead: func(a bool) { ahead <- a },
+		OnDocument: func(d desired.Document) error { t.Errorf("generation %d was handed on", d.Head.Gen); return nil }, OnAhead: func(a bool) { ahead <- a },
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -307,6 +307,24 @@ func TestDocument_OlderIsToldAsAhead(t *testing.T) {
 	}()
 	if !receive(t, ahead) {
 		t.Error("the bucket is behind, and that was not told")
+	}
+}
+
+func TestDocument_NotTakenComesAgain(t *testing.T) {
+	b := newBench(t)
+	b.write(doc(t, 4, 1))
+	tries := 0
+	_, docs, _ := linked(t, b, func(c *Config) {
+		take := c.OnDocument
+		c.OnDocument = func(d desired.Document) error {
+			if tries++; tries < 3 {
+				return errors.New("the disk is full")
+			}
+			return take(d)
+		}
+	})
+	if got := receive(t, docs); got.Head.Gen != 4 {
+		t.Errorf("got generation %d, want 4", got.Head.Gen)
 	}
 }
 

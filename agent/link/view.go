@@ -175,6 +175,5 @@ func (v *view) document() (desired.Document, state) {
 		}
 		doc.Items[ref] = it
 	}
-	v.delivered = head.Gen
 	return doc, newer
 }

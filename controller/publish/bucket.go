@@ -23,6 +23,9 @@ type bucket struct {
 	bits     plan.HeadBits
 	headHash string
 	items    map[desired.Ref]sent
+	// there is whether the bucket exists, last its stream's newest sequence before it was read.
+	there bool
+	last  uint64
 }
 
 // pageSize is how many messages one request asks for.
@@ -35,6 +38,14 @@ func (p *Publisher) readBucket(ctx context.Context, host string) (bucket, error)
 	defer cancel()
 	name := subjects.DesiredBucket(host)
 	b := bucket{items: map[desired.Ref]sent{}}
+	stream, err := p.js.Stream(ctx, subjects.BucketStream(name))
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return b, nil
+	}
+	if err != nil {
+		return b, fmt.Errorf("read %s: %w", name, err)
+	}
+	b.there, b.last = true, stream.CachedInfo().State.LastSeq
 	sub, err := p.cfg.Conn.SubscribeSync(p.cfg.Conn.NewRespInbox())
 	if err != nil {
 		return b, fmt.Errorf("read %s: %w", name, err)
@@ -75,9 +86,6 @@ func (p *Publisher) readBucket(ctx context.Context, host string) (bucket, error)
 			return b, fmt.Errorf("read %s: %w", name, err)
 		}
 		if next, more, err = readPage(ctx, sub, next, take); err != nil {
-			if errors.Is(err, nats.ErrNoResponders) && p.streamMissing(ctx, host) {
-				return b, nil
-			}
 			return b, fmt.Errorf("read %s: %w", name, err)
 		}
 	}

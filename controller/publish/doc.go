@@ -14,6 +14,6 @@
 //   - Every change is in HISTORY before it is in the bucket.
 //   - A host whose bucket can't be written holds up no other.
 //
-// It runs while its controller leads. Two that run at once for a moment do no harm: both write what the journal says, and
-// agents never go back to a lower generation.
+// It runs while its controller leads. Of two that run at once for a moment one finds that the other has written, since every write
+// carries the sequence that it expects, and reads the bucket anew; the one that is behind then stops at the generation.
 package publish

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -329,9 +330,9 @@ func (p *Publisher) check(ctx context.Context) {
 // dropOrphans deletes the buckets of hosts that are no more: a publisher may have died before it could. A bucket that
 // is newer than the journal is kept: then it is the journal that lost the host.
 func (p *Publisher) dropOrphans(ctx context.Context, view resource.Reader) {
-	names := p.js.StreamNames(ctx, jetstream.WithStreamListSubject(subjects.BucketSubject(subjects.DesiredBucket("*"), ">")))
+	names := p.js.StreamNames(ctx, jetstream.WithStreamListSubject(subjects.BucketSubject("*", ">")))
 	for name := range names.Name() {
-		host, ok := subjects.DesiredHost(name[len(subjects.BucketStream("")):])
+		host, ok := subjects.DesiredHost(strings.TrimPrefix(name, subjects.BucketStream("")))
 		if !ok || view.Get(resource.KindHost, host) != nil {
 			continue
 		}

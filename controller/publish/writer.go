@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -49,8 +50,9 @@ type writer struct {
 	gen   uint64
 	bits  plan.HeadBits
 	whole bool // the bucket holds a whole document
-	// made is set once the bucket's stream was brought about.
+	// made is set once the bucket's stream was brought about, last is its newest sequence.
 	made bool
+	last uint64
 }
 
 // sent is an item as it stands in the bucket.
@@ -230,16 +232,28 @@ func contentHash(it desired.Item) (string, error) {
 func (w *writer) send(ctx context.Context, changed map[desired.Ref][]byte, head []byte, removed []desired.Ref) error {
 	if !w.made {
 		call, cancel := context.WithTimeout(ctx, writeTimeout)
-		_, err := w.p.js.CreateOrUpdateStream(call, w.p.cfg.Stream(w.host))
+		stream, err := w.p.js.CreateOrUpdateStream(call, w.p.cfg.Stream(w.host))
 		cancel()
 		if err != nil {
 			return fmt.Errorf("make bucket: %w", err)
+		}
+		if last := stream.CachedInfo().State.LastSeq; last != w.last {
+			return fmt.Errorf("the bucket's sequence is %d, not %d as it was when it was read", last, w.last)
 		}
 		w.made = true
 	}
 	bucket := subjects.DesiredBucket(w.host)
 	var acks []jetstream.PubAckFuture
+	next := w.last
 	put := func(m *nats.Msg) error {
+		if _, ours := subjects.BucketKey(bucket, m.Subject); ours {
+			// One publisher at a time: if another has written, none of this is.
+			if m.Header == nil {
+				m.Header = nats.Header{}
+			}
+			m.Header.Set(jetstream.ExpectedLastSeqHeader, strconv.FormatUint(next, 10))
+			next++
+		}
 		ack, err := w.p.js.PublishMsgAsync(m, jetstream.WithStallWait(writeTimeout))
 		if err != nil {
 			return fmt.Errorf("publish %s: %w", m.Subject, err)
@@ -284,6 +298,7 @@ func (w *writer) send(ctx context.Context, changed map[desired.Ref][]byte, head 
 			return ctx.Err()
 		}
 	}
+	w.last = next
 	return nil
 }
 
@@ -296,7 +311,7 @@ func (w *writer) load(ctx context.Context, seq uint64) error {
 	if b.gen > seq {
 		return fmt.Errorf("the bucket's generation is %d, the journal's sequence %d: %w", b.gen, seq, errAhead)
 	}
-	w.sent, w.gen, w.bits, w.whole = b.items, b.gen, b.bits, b.whole
+	w.sent, w.gen, w.bits, w.whole, w.last = b.items, b.gen, b.bits, b.whole, b.last
 	w.p.mu.Lock()
 	w.known, w.headHash = true, b.headHash
 	w.p.mu.Unlock()
