@@ -43,6 +43,7 @@ func (s *Store) Load(ctx context.Context) error {
 	if why != nil && !errors.Is(why, errNoProjection) {
 		s.log.Warn().AnErr("cause", why).Msg("the projection can't be believed: everything was read from the journal")
 	}
+	s.remake = why != nil
 	s.current.Store(snap)
 	s.feed.reset(snap.at.Seq)
 	s.changed.wake()

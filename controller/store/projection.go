@@ -119,12 +119,12 @@ func (s *Store) readProjection(ctx context.Context) (building, error) {
 	b := building{at: c.At, values: map[changeKey]json.RawMessage{}}
 	if err := eachKey(ctx, s.js, func(key string, r journal.Raw) error {
 		kind, id, err := subjects.ParseItemKey(key)
-		if err != nil {
-			return fmt.Errorf("%w: %w", errProjection, err)
-		}
-		if k := (changeKey{resource.Kind(kind), id}); isDeleted(r.Header) {
+		switch k := (changeKey{resource.Kind(kind), id}); {
+		case isDeleted(r.Header):
 			delete(b.values, k)
-		} else {
+		case err != nil:
+			return fmt.Errorf("%w: %w", errProjection, err)
+		default:
 			b.values[k] = r.Data
 		}
 		return nil
@@ -278,26 +278,14 @@ func (p *projector) takeOver(ctx context.Context, start *snapshot, now *view) er
 		err = p.s.verify(ctx, old)
 	}
 	p.fence = seq
-	behind := err == nil && old.At.Seq <= start.at.Seq && start.at.Seq-old.At.Seq <= replayAtMost
+	behind := err == nil && !p.s.remake && old.At.Seq <= start.at.Seq && start.at.Seq-old.At.Seq <= replayAtMost
 	switch {
 	case err != nil && !errors.Is(err, errNoProjection) && !errors.Is(err, errProjection):
 		return err
-	case behind:
-		p.now.At = old.At
-		if err := p.s.journal.Replay(ctx, old.At.Seq+1, func(m journal.Message) error {
-			if m.Seq > start.at.Seq {
-				return journal.ErrStop
-			}
-			for _, e := range m.Group.Entries {
-				for _, c := range e.Changes {
-					p.dirty[subjects.ResourceKey(string(c.Kind), c.ID)] = c.Value
-				}
-			}
-			return nil
-		}); err != nil {
-			return err
-		}
-	default:
+	case errors.Is(err, errProjection):
+		p.s.log.Warn().AnErr("cause", err).Msg("the projection is made anew")
+		fallthrough
+	case !behind:
 		// From nothing: whatever is there and not in the state has to go.
 		if err := eachKey(ctx, p.s.js, func(key string, r journal.Raw) error {
 			if !isDeleted(r.Header) {
@@ -315,6 +303,21 @@ func (p *projector) takeOver(ctx context.Context, start *snapshot, now *view) er
 				}
 				p.dirty[subjects.ResourceKey(string(kind), r.Base().ID)] = b
 			}
+		}
+	default:
+		p.now.At = old.At
+		if err := p.s.journal.Replay(ctx, old.At.Seq+1, func(m journal.Message) error {
+			if m.Seq > start.at.Seq {
+				return journal.ErrStop
+			}
+			for _, e := range m.Group.Entries {
+				for _, c := range e.Changes {
+					p.dirty[subjects.ResourceKey(string(c.Kind), c.ID)] = c.Value
+				}
+			}
+			return nil
+		}); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -384,7 +387,11 @@ func (p *projector) write(ctx context.Context) error {
 		}
 	}
 	p.now.At, p.now.Count, p.now.Digest = upTo, count, sum.String()
-	return p.mark(ctx)
+	if err := p.mark(ctx); err != nil {
+		return err
+	}
+	p.s.remake = false
+	return nil
 }
 
 func (p *projector) put(key string, value []byte) (jetstream.PubAckFuture, error) {

@@ -52,7 +52,9 @@ type Store struct {
 	// busy is held by the one of Load, Follow and Lead that runs.
 	busy     sync.Mutex
 	requests requests // guarded by busy
-	leading  atomic.Pointer[leadership]
+	// remake is set by Load where the projection could not be believed; guarded by busy.
+	remake  bool
+	leading atomic.Pointer[leadership]
 }
 
 // snapshot is the state after a message of the journal. It never changes.
