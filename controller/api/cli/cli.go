@@ -1,0 +1,650 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"sigs.k8s.io/yaml"
+
+	"shoal/controller/api"
+	"shoal/controller/resource"
+)
+
+// App is one run of shoalctl.
+type App struct {
+	Out, Err io.Writer
+	// Getenv looks an environment variable up.
+	Getenv func(string) string
+	// Version is what `shoalctl version` prints.
+	Version string
+
+	registry *api.Registry
+
+	server, creds, contextName, output string
+	timeout, waitTimeout               time.Duration
+	noHeaders, quiet                   bool
+}
+
+// DefaultServer is where a controller with default settings listens.
+const DefaultServer = "nats://127.0.0.1:4222"
+
+// Main runs shoalctl with the process' environment and gives its exit code.
+func Main(version string, args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	a := &App{Out: os.Stdout, Err: os.Stderr, Getenv: os.Getenv, Version: version}
+	return a.Run(ctx, args)
+}
+
+// Run executes a command line and gives its exit code.
+func (a *App) Run(ctx context.Context, args []string) int {
+	root := a.Command()
+	root.SetArgs(args)
+	root.SetOut(a.Out)
+	root.SetErr(a.Err)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return ExitOK
+	}
+	return a.fail(err)
+}
+
+// Command is the whole tree of commands.
+func (a *App) Command() *cobra.Command {
+	a.registry = api.NewRegistry()
+	root := &cobra.Command{
+		Use:   "shoalctl",
+		Short: "Control a Shoal private cloud",
+		Long: "shoalctl asks the leading controller of a Shoal installation over NATS.\n\n" +
+			"A command is shoalctl KIND VERB; `shoalctl KIND` lists the verbs of a kind. Resources are named by id or by a name that only one has.\n\n" + ExitCodes(),
+		SilenceUsage: true, SilenceErrors: true, Version: a.Version,
+		PersistentPreRunE: func(*cobra.Command, []string) error { return a.checkOutput() },
+	}
+	root.SetVersionTemplate("shoalctl {{.Version}}\n")
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
+	f := root.PersistentFlags()
+	f.StringVarP(&a.server, "server", "s", "", "NATS server of the installation (SHOAL_SERVER; "+DefaultServer+")")
+	f.StringVar(&a.creds, "creds", "", "credentials file (SHOAL_CREDS)")
+	f.StringVar(&a.contextName, "context", "", "context to use; see shoalctl context (SHOAL_CONTEXT)")
+	f.StringVarP(&a.output, "output", "o", "table", "how to print: table, wide, json, yaml, csv")
+	f.DurationVar(&a.timeout, "timeout", 10*time.Second, "how long to wait for an answer")
+	f.BoolVar(&a.noHeaders, "no-headers", false, "print tables without headers")
+	f.BoolVarP(&a.quiet, "quiet", "q", false, "print ids only")
+	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "wide", "json", "yaml", "csv"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = root.RegisterFlagCompletionFunc("context", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+		c, err := a.loadContexts()
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveError
+		}
+		return c.names(), cobra.ShellCompDirectiveNoFileComp
+	})
+	kinds := map[resource.Kind]*cobra.Command{}
+	for _, op := range a.registry.Operations() {
+		parent := kinds[op.Kind]
+		if parent == nil {
+			parent = group(string(op.Kind), "Operations on "+string(op.Kind))
+			kinds[op.Kind] = parent
+			root.AddCommand(parent)
+		}
+		parent.AddCommand(a.operation(op))
+	}
+	root.AddCommand(a.contextCommand(), a.natsCommand(), a.versionCommand())
+	return root
+}
+
+// group is a command that only has commands.
+func group(use, short string) *cobra.Command {
+	return &cobra.Command{
+		Use: use, Short: short,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return cmd.Help()
+			}
+			e := fmt.Errorf("%s has no command %q", cmd.CommandPath(), args[0])
+			if s := cmd.SuggestionsFor(args[0]); len(s) > 0 {
+				e = fmt.Errorf("%w: did you mean %s?", e, strings.Join(s, ", "))
+			}
+			return usage(fmt.Errorf("%w (see %s --help)", e, cmd.CommandPath()))
+		},
+	}
+}
+
+func (a *App) checkOutput() error {
+	if !slices.Contains([]string{"table", "wide", "json", "yaml", "csv"}, a.output) {
+		return usage(fmt.Errorf("--output: %q is not one of table, wide, json, yaml, csv", a.output))
+	}
+	return nil
+}
+
+// flagValue is a parameter as a flag.
+type flagValue struct {
+	p      api.Param
+	params any
+}
+
+func (v *flagValue) String() string   { return "" }
+func (v *flagValue) Type() string     { return v.p.TypeName }
+func (v *flagValue) IsBoolFlag() bool { return v.p.Bool }
+func (v *flagValue) Set(s string) error {
+	return v.p.SetText(v.params, s)
+}
+
+// call is one invocation of an operation.
+type call struct {
+	op     *api.Operation
+	params any
+	// many says that the first argument may be given several times.
+	many                bool
+	dryRun, wait, watch bool
+	request             string
+	credsOut            string
+	flags               *pflag.FlagSet
+}
+
+func (a *App) operation(op *api.Operation) *cobra.Command {
+	c := &call{op: op, params: op.NewParams()}
+	args := op.Args()
+	use := op.Verb
+	for _, p := range args {
+		name := strings.ToUpper(p.Name)
+		if p.Name == "id" {
+			name = "NAME"
+		}
+		if !p.Required {
+			name = "[" + name + "]"
+		}
+		use += " " + name
+	}
+	c.many = len(args) == 1 && args[0].Name == "id"
+	if c.many {
+		use += "..."
+	}
+	long := op.Summary + ". " + op.Help
+	if op.Class == api.Dangerous {
+		long += "\n\nThis may end a guest's work or lose data."
+	}
+	if op.Task {
+		long += "\n\nHosts bring it about after the answer; --wait waits until they have."
+	}
+	cmd := &cobra.Command{
+		Use: use, Aliases: op.Aliases, Short: op.Summary, Long: long, Example: indent(op.Example),
+		Args: func(_ *cobra.Command, given []string) error { return checkArgs(c, args, given) },
+		RunE: func(cmd *cobra.Command, given []string) error { return a.run(cmd.Context(), c, args, given) },
+	}
+	c.flags = cmd.Flags()
+	public := false
+	for _, p := range op.Params {
+		public = public || p.Name == "public_key"
+		if p.Arg > 0 {
+			continue
+		}
+		help := p.Help
+		if p.Required && p.Name != "public_key" {
+			help += " (required)"
+		}
+		if p.List {
+			help += " (may be repeated)"
+		}
+		f := cmd.Flags().VarPF(&flagValue{p, c.params}, p.Flag, p.Short, help)
+		if p.Bool {
+			f.NoOptDefVal = "true"
+		}
+		a.completeFlag(cmd, p)
+	}
+	if op.Class != api.Read {
+		cmd.Flags().BoolVar(&c.dryRun, "dry-run", false, "show what would change, also on hosts, and change nothing")
+		cmd.Flags().BoolVar(&c.wait, "wait", false, "wait until hosts have brought it about, and fail if they can't")
+		cmd.Flags().DurationVar(&a.waitTimeout, "wait-timeout", 10*time.Minute, "how long to wait with --wait")
+		cmd.Flags().StringVar(&c.request, "request", "", "id of the request: a repetition with the same id is done once")
+	} else if op.Verb == "list" || op.Verb == "get" && resource.New(op.Kind) != nil {
+		cmd.Flags().BoolVar(&c.watch, "watch", false, "print again whenever something changed, until interrupted")
+	}
+	if public {
+		cmd.Flags().StringVar(&c.credsOut, "creds-out", "", "file to write the credentials of the host's agent to; must not exist")
+	}
+	if len(args) > 0 {
+		cmd.ValidArgsFunction = func(cmd *cobra.Command, given []string, prefix string) ([]string, cobra.ShellCompDirective) {
+			kind := op.Kind
+			if len(given) < len(args) && args[len(given)].Ref != "" {
+				kind = args[len(given)].Ref
+			} else if len(given) >= len(args) && !c.many || op.Verb == "create" {
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
+			return a.completeNames(cmd.Context(), kind, prefix)
+		}
+	} else {
+		cmd.ValidArgsFunction = cobra.NoFileCompletions
+	}
+	return cmd
+}
+
+func indent(s string) string { return "  " + strings.ReplaceAll(s, "\n", "\n  ") }
+
+func checkArgs(c *call, args []api.Param, given []string) error {
+	need := 0
+	for _, p := range args {
+		if p.Required {
+			need++
+		}
+	}
+	switch {
+	case len(given) < need:
+		return usage(fmt.Errorf("%s must be given: shoalctl %s %s %s", args[len(given)].Name, c.op.Kind, c.op.Verb, argNames(args)))
+	case len(given) > len(args) && !c.many:
+		return usage(fmt.Errorf("%q is one argument too many", given[len(args)]))
+	}
+	return nil
+}
+
+func argNames(args []api.Param) string {
+	var out []string
+	for _, p := range args {
+		out = append(out, strings.ToUpper(p.Name))
+	}
+	return strings.Join(out, " ")
+}
+
+func (a *App) completeFlag(cmd *cobra.Command, p api.Param) {
+	switch {
+	case len(p.Enum) > 0:
+		_ = cmd.RegisterFlagCompletionFunc(p.Flag, cobra.FixedCompletions(p.Enum, cobra.ShellCompDirectiveNoFileComp))
+	case p.Ref != "" || len(p.Fields) > 0:
+		kind := p.Ref
+		for _, f := range p.Fields {
+			if f.Bare {
+				kind = f.Ref
+			}
+		}
+		if kind == "" {
+			return
+		}
+		_ = cmd.RegisterFlagCompletionFunc(p.Flag, func(cmd *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
+			return a.completeNames(cmd.Context(), kind, prefix)
+		})
+	}
+}
+
+// completeNames asks the controller, but not for long: somebody waits at a prompt.
+func (a *App) completeNames(ctx context.Context, kind resource.Kind, prefix string) ([]string, cobra.ShellCompDirective) {
+	op := a.registry.Find(kind, "list")
+	if op == nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	if ctx == nil {
+		ctx = context.Background()
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	client, err := a.dial(ctx)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	defer client.Close()
+	raw, err := client.Call(ctx, op, []byte(`{"sort":["name"],"limit":500}`))
+	var page api.Page
+	if err != nil || json.Unmarshal(raw, &page) != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var out []string
+	for _, item := range page.Items {
+		var r struct{ ID, Name string }
+		if json.Unmarshal(item, &r) != nil {
+			continue
+		}
+		name := r.Name
+		if kind == resource.KindTask {
+			name = r.ID
+		}
+		if strings.HasPrefix(name, prefix) {
+			out = append(out, name)
+		}
+	}
+	return slices.Compact(out), cobra.ShellCompDirectiveNoFileComp
+}
+
+// dial connects as flags, environment and context say, in this order.
+func (a *App) dial(ctx context.Context) (*api.Client, error) {
+	server, creds, err := a.target()
+	if err != nil {
+		return nil, err
+	}
+	return api.Dial(ctx, api.ClientConfig{Server: server, Creds: creds, Timeout: a.timeout})
+}
+
+func (a *App) target() (server, creds string, err error) {
+	contexts, err := a.loadContexts()
+	if err != nil {
+		return "", "", err
+	}
+	name := first(a.contextName, a.Getenv("SHOAL_CONTEXT"))
+	c, ok := contexts.Contexts[first(name, contexts.Current)]
+	if name != "" && !ok {
+		return "", "", usage(fmt.Errorf("--context: there is no context %q (see shoalctl context list)", name))
+	}
+	server = first(a.server, a.Getenv("SHOAL_SERVER"), c.Server, DefaultServer)
+	creds = first(a.creds, a.Getenv("SHOAL_CREDS"), c.Creds)
+	if creds == "" {
+		return "", "", usage(errors.New("no credentials: give --creds FILE, set SHOAL_CREDS, or make a context (shoalctl context set); " +
+			"the administrator's are in admin.creds in the controller's data directory"))
+	}
+	return server, creds, nil
+}
+
+func first(s ...string) string {
+	for _, v := range s {
+		if v != "" {
+			return v
+		}
+	}
+	return ""
+}
+
+// run makes the calls of one command line.
+func (a *App) run(ctx context.Context, c *call, args []api.Param, given []string) error {
+	var keys *hostKey
+	if f := c.flags.Lookup("creds-out"); f != nil && !c.dryRun {
+		var err error
+		if keys, err = a.prepareKey(c); err != nil {
+			return err
+		}
+		defer keys.discard()
+	} else if f != nil {
+		if err := a.dryKey(c); err != nil {
+			return err
+		}
+	}
+	for _, p := range c.op.Params {
+		if p.Required && p.Arg == 0 && !p.IsSet(c.params) {
+			return usage(fmt.Errorf("--%s must be given: %s", p.Flag, p.Help))
+		}
+	}
+	targets := [][]string{given}
+	if c.many {
+		targets = nil
+		for _, g := range given {
+			targets = append(targets, []string{g})
+		}
+	}
+	client, err := a.dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	if c.watch {
+		return a.watch(ctx, client, c, args, targets)
+	}
+	return a.once(ctx, client, c, args, targets, keys)
+}
+
+func (a *App) once(ctx context.Context, client *api.Client, c *call, args []api.Param, targets [][]string, keys *hostKey) error {
+	var answers []json.RawMessage
+	var failed []error
+	for _, target := range targets {
+		for i, text := range target {
+			if err := args[i].SetText(c.params, text); err != nil {
+				return err
+			}
+		}
+		answer, err := a.call(ctx, client, c, keys)
+		if err != nil {
+			if len(targets) == 1 {
+				return err
+			}
+			failed = append(failed, err)
+			continue
+		}
+		answers = append(answers, answer)
+	}
+	if len(answers) > 0 {
+		if err := a.print(c, answers); err != nil {
+			return err
+		}
+	}
+	for _, err := range failed[:max(len(failed)-1, 0)] {
+		a.fail(err)
+	}
+	if len(failed) > 0 {
+		return failed[len(failed)-1]
+	}
+	return nil
+}
+
+// call makes one request, and waits for its task if asked to.
+func (a *App) call(ctx context.Context, client *api.Client, c *call, keys *hostKey) (json.RawMessage, error) {
+	body, err := c.body()
+	if err != nil {
+		return nil, err
+	}
+	if c.op.Result == api.ResultList {
+		return a.list(ctx, client, c, body)
+	}
+	actx, cancel := context.WithTimeout(ctx, a.timeout)
+	defer cancel()
+	raw, err := client.Call(actx, c.op, body)
+	if err != nil || c.op.Class == api.Read {
+		return raw, err
+	}
+	var reply api.Reply
+	if err := json.Unmarshal(raw, &reply); err != nil {
+		return nil, fmt.Errorf("read answer: %w", err)
+	}
+	if keys != nil {
+		if err := keys.write(reply.JWT); err != nil {
+			return nil, err
+		}
+		fmt.Fprintf(a.Err, "credentials are in %s; bring them to the host and start: shoal-agent --nats-url %s --creds %s --data /var/lib/shoal-agent\n",
+			c.credsOut, first(a.server, a.Getenv("SHOAL_SERVER"), "nats://CONTROLLER:4222"), filepath.Base(c.credsOut))
+	}
+	if c.wait && !c.dryRun && reply.Task != "" {
+		if err := a.wait(ctx, client, reply); err != nil {
+			return nil, err
+		}
+		return a.refresh(ctx, client, c.op, reply, raw), nil
+	}
+	return raw, nil
+}
+
+// body is the request's JSON.
+func (c *call) body() ([]byte, error) {
+	b, err := json.Marshal(c.params)
+	if err != nil {
+		return nil, fmt.Errorf("encode request: %w", err)
+	}
+	if c.op.Class == api.Read {
+		return b, nil
+	}
+	common, err := json.Marshal(api.Common{Request: first(c.request, uuid.NewString()), DryRun: c.dryRun})
+	if err != nil {
+		return nil, fmt.Errorf("encode request: %w", err)
+	}
+	if string(b) == "{}" {
+		return common, nil
+	}
+	return slices.Concat(b[:len(b)-1], []byte(","), common[1:]), nil
+}
+
+// list follows the pages of an answer.
+func (a *App) list(ctx context.Context, client *api.Client, c *call, body []byte) (json.RawMessage, error) {
+	var all api.Page
+	want := map[string]any{}
+	if err := json.Unmarshal(body, &want); err != nil {
+		return nil, fmt.Errorf("encode request: %w", err)
+	}
+	limit, _ := want["limit"].(float64)
+	for {
+		b, err := json.Marshal(want)
+		if err != nil {
+			return nil, fmt.Errorf("encode request: %w", err)
+		}
+		actx, cancel := context.WithTimeout(ctx, a.timeout)
+		raw, err := client.Call(actx, c.op, b)
+		cancel()
+		if err != nil {
+			return nil, err
+		}
+		var page api.Page
+		if err := json.Unmarshal(raw, &page); err != nil {
+			return nil, fmt.Errorf("read answer: %w", err)
+		}
+		all.Items, all.Total, all.Seq = append(all.Items, page.Items...), page.Total, page.Seq
+		if page.Next == 0 || limit > 0 && len(all.Items) >= int(limit) {
+			out, err := json.Marshal(all)
+			if err != nil {
+				return nil, fmt.Errorf("encode list: %w", err)
+			}
+			return out, nil
+		}
+		want["offset"] = page.Next
+		if limit > 0 {
+			want["limit"] = int(limit) - len(all.Items)
+		}
+	}
+}
+
+// refresh shows the resource as it is after the wait.
+func (a *App) refresh(ctx context.Context, client *api.Client, op *api.Operation, reply api.Reply, raw json.RawMessage) json.RawMessage {
+	res, ok := reply.Resource.(map[string]any)
+	get := a.registry.Find(op.Kind, "get")
+	if !ok || get == nil {
+		return raw
+	}
+	id, _ := res["id"].(string)
+	body, err := json.Marshal(map[string]string{"id": id})
+	if err != nil {
+		return raw
+	}
+	ctx, cancel := context.WithTimeout(ctx, a.timeout)
+	defer cancel()
+	now, err := client.Call(ctx, get, body)
+	if err != nil {
+		return raw // it is gone, which may be what was wanted
+	}
+	var whole map[string]json.RawMessage
+	if json.Unmarshal(raw, &whole) != nil {
+		return raw
+	}
+	whole["resource"] = now
+	out, err := json.Marshal(whole)
+	if err != nil {
+		return raw
+	}
+	return out
+}
+
+func (a *App) watch(ctx context.Context, client *api.Client, c *call, args []api.Param, targets [][]string) error {
+	hint := make(chan struct{}, 1)
+	stop, err := client.Hints(c.op.Kind, "*", func() {
+		select {
+		case hint <- struct{}{}:
+		default:
+		}
+	})
+	if err != nil {
+		return err
+	}
+	defer stop()
+	var before string
+	out := a.Out
+	defer func() { a.Out = out }()
+	for {
+		var b bytes.Buffer
+		a.Out = &b
+		if err := a.once(ctx, client, c, args, targets, nil); err != nil {
+			return err
+		}
+		if b.String() != before {
+			before = b.String()
+			if _, err := io.WriteString(out, before); err != nil {
+				return fmt.Errorf("print: %w", err)
+			}
+		}
+		timer := time.NewTimer(2 * time.Second)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-hint:
+			timer.Stop()
+		case <-timer.C:
+		}
+	}
+}
+
+// contexts is the file of contexts.
+type contexts struct {
+	Current  string                  `json:"current,omitempty"`
+	Contexts map[string]installation `json:"contexts"`
+}
+
+// installation is one installation as somebody uses it.
+type installation struct {
+	Server string `json:"server"`
+	Creds  string `json:"creds"`
+}
+
+func (c contexts) names() []string {
+	out := make([]string, 0, len(c.Contexts))
+	for n := range c.Contexts {
+		out = append(out, n)
+	}
+	slices.Sort(out)
+	return out
+}
+
+func (a *App) contextsFile() string {
+	dir := a.Getenv("XDG_CONFIG_HOME")
+	if dir == "" {
+		dir = filepath.Join(a.Getenv("HOME"), ".config")
+	}
+	return filepath.Join(dir, "shoal", "contexts.yaml")
+}
+
+func (a *App) loadContexts() (contexts, error) {
+	c := contexts{Contexts: map[string]installation{}}
+	b, err := os.ReadFile(a.contextsFile())
+	if errors.Is(err, os.ErrNotExist) {
+		return c, nil
+	}
+	if err != nil {
+		return c, fmt.Errorf("read contexts: %w", err)
+	}
+	if err := yaml.UnmarshalStrict(b, &c); err != nil {
+		return c, fmt.Errorf("read contexts %s: %w", a.contextsFile(), err)
+	}
+	if c.Contexts == nil {
+		c.Contexts = map[string]installation{}
+	}
+	return c, nil
+}
+
+func (a *App) saveContexts(c contexts) error {
+	b, err := yaml.Marshal(c)
+	if err != nil {
+		return fmt.Errorf("encode contexts: %w", err)
+	}
+	file := a.contextsFile()
+	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+		return fmt.Errorf("save contexts: %w", err)
+	}
+	if err := os.WriteFile(file+".new", b, 0o600); err != nil {
+		return fmt.Errorf("save contexts: %w", err)
+	}
+	if err := os.Rename(file+".new", file); err != nil {
+		return fmt.Errorf("save contexts: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,313 @@
+package api
+
+import (
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"shoal/controller/plan"
+	"shoal/controller/resource"
+)
+
+// Class says what a call of an operation can do.
+type Class string
+
+// The classes.
+const (
+	Read      Class = "read"      // changes nothing
+	Write     Class = "write"     // changes something that can be changed back
+	Dangerous Class = "dangerous" // may end a guest's work or lose data
+)
+
+// Result says what an operation answers with.
+type Result string
+
+// The results.
+const (
+	ResultOne   Result = "one"   // one object
+	ResultList  Result = "list"  // a Page
+	ResultReply Result = "reply" // a Reply
+)
+
+// Kinds that are no resources but have operations.
+const (
+	KindSystem resource.Kind = "system"
+	KindSchema resource.Kind = "schema"
+)
+
+// Column is a column of an operation's table.
+type Column struct {
+	Title string `json:"title"`
+	// Path leads to the value in the result, dotted.
+	Path string `json:"path"`
+	// Wide columns are shown with -o wide only.
+	Wide bool `json:"wide,omitempty"`
+	// As is how the value is shown: "" as it is, "size" bytes, "mib" mebibytes, "time" an instant, "age" the time since.
+	As string `json:"as,omitempty"`
+}
+
+// Operation is one thing that can be asked of a controller.
+type Operation struct {
+	Kind resource.Kind
+	Verb string
+	// Aliases are other names of its command.
+	Aliases []string
+	Summary string
+	// Help goes on where the summary ends; Example is one or more command lines.
+	Help, Example string
+	Class         Class
+	Params        []Param
+	Result        Result
+	Columns       []Column
+	// Task is set where the effect on hosts takes time: a call makes a task.
+	Task bool
+
+	params reflect.Type
+	read   func(env *Env, r resource.Reader, params any) (any, error)
+	write  func(tx resource.Tx, params any) (Outcome, error)
+	// after adds to the reply of a write that was done, what can't be done in a transaction.
+	after func(env *Env, r resource.Reader, params any, reply *Reply) error
+}
+
+// Name is "<kind>.<verb>": how the journal and the service's endpoints call it.
+func (o *Operation) Name() string { return string(o.Kind) + "." + o.Verb }
+
+// NewParams is a pointer to an empty struct of parameters.
+func (o *Operation) NewParams() any { return reflect.New(o.params).Interface() }
+
+// Decode reads a request's body strictly and checks that what is required is there.
+func (o *Operation) Decode(body []byte) (params any, common Common, err error) {
+	if len(body) > MaxRequestBytes {
+		return nil, common, resource.Invalid("request", "is %d bytes long, at most %d are allowed", len(body), MaxRequestBytes)
+	}
+	if strings.TrimSpace(string(body)) == "" {
+		body = []byte("{}")
+	}
+	v := reflect.New(reflect.StructOf([]reflect.StructField{
+		{Name: "Params", Type: o.params}, {Name: "Common", Type: reflect.TypeFor[Common]()},
+	})).Elem()
+	if err := decodeInto("request", body, o.allParams(), v); err != nil {
+		return nil, common, err
+	}
+	if err := checkRequired("request", o.Params, v.Field(0)); err != nil {
+		return nil, common, err
+	}
+	p := reflect.New(o.params)
+	p.Elem().Set(v.Field(0))
+	return p.Interface(), v.Field(1).Interface().(Common), nil
+}
+
+// allParams are the parameters of a request as fields of a struct of two: the operation's and those of every request.
+func (o *Operation) allParams() []Param {
+	out := make([]Param, 0, len(o.Params)+3)
+	for i, list := range [][]Param{o.Params, o.commonParams()} {
+		for _, p := range list {
+			p.index = append([]int{i}, p.index...)
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+func (o *Operation) commonParams() []Param {
+	if o.Class == Read {
+		return nil
+	}
+	return paramsOf(reflect.TypeFor[Common]())
+}
+
+// Resolve replaces names of resources in the parameters by ids.
+func (o *Operation) resolve(r resource.Reader, params any) error {
+	return resolve(r, "", o.Params, reflect.ValueOf(params).Elem())
+}
+
+// Args are the positional parameters, in order.
+func (o *Operation) Args() []Param {
+	var out []Param
+	for _, p := range o.Params {
+		if p.Arg > 0 {
+			out = append(out, p)
+		}
+	}
+	slices.SortFunc(out, func(a, b Param) int { return a.Arg - b.Arg })
+	return out
+}
+
+// Common are the parameters that every write has.
+type Common struct {
+	// Request is the request's id, made by the client. The same id again is answered with what the first call did.
+	Request string `json:"request,omitempty" help:"id of the request; a repetition with the same id is done once"`
+	DryRun  bool   `json:"dry_run,omitempty" help:"tell what would change and change nothing"`
+}
+
+// Outcome is what the function of a write has done.
+type Outcome struct {
+	// Resources are what was made or changed, the main one first.
+	Resources []resource.Resource
+	// Deleted are what was taken out.
+	Deleted []plan.Deleted
+	// Subject is what a task is about, where Resources is empty.
+	Subject resource.Ref
+}
+
+func did[T resource.Resource](r T, err error) (Outcome, error) {
+	if err != nil {
+		return Outcome{}, err
+	}
+	return Outcome{Resources: []resource.Resource{r}}, nil
+}
+
+// Reply is the answer to a write.
+type Reply struct {
+	// Request is the id of the request, Seq the journal sequence of its transaction.
+	Request string `json:"request"`
+	Seq     uint64 `json:"seq,omitempty"`
+	// Task is the id of the task that follows the effect on hosts; empty where there is none. With several resources
+	// Tasks has one for each.
+	Task  string   `json:"task,omitempty"`
+	Tasks []string `json:"tasks,omitempty"`
+	// Repeated says that an earlier call with the same request id did it.
+	Repeated bool `json:"repeated,omitempty"`
+	// Resource is what was made or changed; Resources all of them, where there are several.
+	Resource  any            `json:"resource,omitempty"`
+	Resources []any          `json:"resources,omitempty"`
+	Deleted   []plan.Deleted `json:"deleted,omitempty"`
+	// DryRun says that nothing was changed; Documents is what would change on hosts.
+	DryRun    bool            `json:"dry_run,omitempty"`
+	Documents []plan.HostDiff `json:"documents,omitempty"`
+	// JWT is the credential that was signed, without its key, which only the caller has.
+	JWT string `json:"jwt,omitempty"`
+
+	main resource.Resource
+}
+
+// Page is the answer to a list.
+type Page struct {
+	Items []json.RawMessage `json:"items"`
+	// Total is the number that match, whatever limit and offset are.
+	Total int `json:"total"`
+	// Next is the offset of what did not fit in this answer; 0 at the end.
+	Next int `json:"next,omitempty"`
+	// Seq is the journal sequence of the view.
+	Seq uint64 `json:"seq"`
+}
+
+// Registry holds every operation.
+type Registry struct {
+	ops    []*Operation
+	byName map[string]*Operation
+}
+
+// Operations are all, by kind and verb.
+func (g *Registry) Operations() []*Operation { return g.ops }
+
+// Find is the operation of a kind with that verb or alias, or nil.
+func (g *Registry) Find(kind resource.Kind, verb string) *Operation {
+	return g.byName[string(kind)+"."+verb]
+}
+
+// NewRegistry declares every operation.
+func NewRegistry() *Registry {
+	g := &Registry{byName: map[string]*Operation{}}
+	for _, declare := range []func(*Registry){
+		places, hosts, storages, images, offerings, networks, groups, vms, nics, volumes, tasks, system,
+	} {
+		declare(g)
+	}
+	return g
+}
+
+func (g *Registry) add(o *Operation) {
+	o.Params = paramsOf(o.params)
+	for _, name := range append([]string{o.Verb}, o.Aliases...) {
+		key := string(o.Kind) + "." + name
+		if g.byName[key] != nil {
+			panic(fmt.Sprintf("operation %s is declared twice", key))
+		}
+		g.byName[key] = o
+	}
+	g.ops = append(g.ops, o)
+}
+
+// reads declares an operation that reads.
+func reads[P any](g *Registry, o Operation, run func(env *Env, r resource.Reader, p *P) (any, error)) {
+	o.Class, o.params = Read, reflect.TypeFor[P]()
+	o.read = func(env *Env, r resource.Reader, p any) (any, error) { return run(env, r, p.(*P)) }
+	g.add(&o)
+}
+
+// writes declares an operation that changes resources. The function runs inside a transaction, perhaps more than once.
+func writes[P any](g *Registry, o Operation, run func(tx resource.Tx, p *P) (Outcome, error)) {
+	o.params = reflect.TypeFor[P]()
+	if o.Class == "" {
+		o.Class = Write
+	}
+	o.Result = ResultReply
+	o.write = func(tx resource.Tx, p any) (Outcome, error) { return run(tx, p.(*P)) }
+	g.add(&o)
+}
+
+// Env is what operations need beside the store.
+type Env struct {
+	// Now is the clock.
+	Now func() time.Time
+	// Version is the controller's.
+	Version, Name string
+	// Registry is where schemas come from.
+	Registry *Registry
+	// HostJWT signs the credential of a host for its public key.
+	HostJWT func(hostID, publicKey string) (string, error)
+	// ImageProgress is how far an image's download is, if one is running.
+	ImageProgress func(id string) (percent int, ok bool)
+}
+
+// meta are the parameters of everything that is created.
+type meta struct {
+	Name        string   `json:"name" arg:"1" required:"true" help:"name, 1 to 128 characters; it need not be unique"`
+	Description string   `json:"description,omitempty" help:"free text, up to 2048 bytes"`
+	Tags        []string `json:"tags,omitempty" flag:"tag" help:"tag, free text or namespace::key::value"`
+}
+
+func (m meta) base(tx resource.Tx) resource.Meta {
+	return resource.Meta{Name: m.Name, Description: m.Description, Tags: m.Tags, Owner: tx.Request().Caller}
+}
+
+// metaChange are the parameters of everything that is updated.
+type metaChange struct {
+	Name        *string   `json:"name,omitempty" help:"new name"`
+	Description *string   `json:"description,omitempty" help:"new description"`
+	Tags        *[]string `json:"tags,omitempty" flag:"tag" help:"new tags, which replace the old ones; an empty text for none"`
+}
+
+func (m metaChange) apply(b *resource.Meta) {
+	if m.Name != nil {
+		b.Name = *m.Name
+	}
+	if m.Description != nil {
+		b.Description = *m.Description
+	}
+	if m.Tags != nil {
+		b.Tags = *m.Tags
+	}
+}
+
+// set copies an optional parameter.
+func set[T any](into *T, from *T) {
+	if from != nil {
+		*into = *from
+	}
+}
+
+// memoryMiB turns a size into mebibytes.
+func memoryMiB(field string, z Size) (int, error) {
+	if z%(1<<20) != 0 {
+		return 0, resource.Invalid(field, "%d bytes is not a whole number of MiB", uint64(z)).WithRemedy("give a unit, such as %s 512MiB", field)
+	}
+	if z>>20 > 1<<30 {
+		return 0, resource.Invalid(field, "%s is too much", z)
+	}
+	return int(z >> 20), nil
+}

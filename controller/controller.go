@@ -1,0 +1,206 @@
+package controller
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/rs/zerolog"
+	"golang.org/x/sync/errgroup"
+
+	"shoal/controller/identity"
+	"shoal/controller/image"
+	"shoal/controller/journal"
+	"shoal/controller/site"
+	"shoal/controller/store"
+)
+
+// Config is what a controller needs.
+type Config struct {
+	// Data is the controller's directory: streams of the embedded NATS, images, identity.
+	Data string
+	// Name tells controllers of one installation apart.
+	Name string
+	// Identity is the directory with the keys; "" for <Data>/identity. Controllers of one installation share its content.
+	Identity string
+	// Listen is the embedded NATS's "host:port".
+	Listen string
+	// NATSURL is an external NATS, which replaces the embedded one; Creds its credentials, made from the identity where "".
+	NATSURL, Creds string
+	// Replicas of the precious streams, with an external NATS.
+	Replicas int
+	// HTTP is where images are served, "host:port"; Advertise is the host that agents are told to fetch them from, "" for
+	// HTTP's.
+	HTTP, Advertise string
+	Version         string
+	Log             zerolog.Logger
+}
+
+// AdminCreds is the file in the data directory with the first administrator's credentials.
+const AdminCreds = "admin.creds"
+
+// adminName is the first administrator's name.
+const adminName = "admin"
+
+// controller is what Run wires together.
+type controller struct {
+	cfg    Config
+	log    zerolog.Logger
+	id     *identity.Identity
+	site   *site.Site
+	store  *store.Store
+	images *image.Service
+}
+
+// Run is a controller. It returns nil when ctx ends.
+func Run(ctx context.Context, cfg Config) error {
+	if cfg.Identity == "" {
+		cfg.Identity = filepath.Join(cfg.Data, "identity")
+	}
+	c := &controller{cfg: cfg, log: cfg.Log.With().Str("controller", cfg.Name).Logger()}
+	var err error
+	if c.id, err = identity.Open(cfg.Identity); err != nil {
+		return err
+	}
+	if err := c.adminCreds(); err != nil {
+		return err
+	}
+	listener, err := net.Listen("tcp", cfg.HTTP)
+	if err != nil {
+		return fmt.Errorf("listen for images (--http): %w", err)
+	}
+	defer listener.Close()
+
+	c.site, err = site.Open(ctx, site.Config{
+		Name: cfg.Name, Identity: c.id, URL: cfg.NATSURL, Creds: cfg.Creds, Replicas: cfg.Replicas,
+		Dir: filepath.Join(cfg.Data, "nats"), Listen: cfg.Listen, Log: c.log,
+	})
+	if err != nil {
+		return err
+	}
+	defer c.site.Close()
+	book, err := journal.Open(ctx, c.site.JetStream(), c.log)
+	if err != nil {
+		return err
+	}
+	if c.store, err = store.New(store.Config{Journal: book, JS: c.site.JetStream(), Log: c.log}); err != nil {
+		return err
+	}
+	if err := c.store.Load(ctx); err != nil {
+		return err
+	}
+	if c.images, err = c.imageService(listener.Addr()); err != nil {
+		return err
+	}
+
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return c.store.Watch(ctx, c.site.JetStream()) })
+	group.Go(func() error { return c.site.Presence(ctx, c.store.SetConnected) })
+	group.Go(func() error { return c.serveHTTP(ctx, listener) })
+	group.Go(func() error { return c.run(ctx) })
+	if err := group.Wait(); ctx.Err() == nil || !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// adminCreds makes the first administrator's credentials at the first start.
+func (c *controller) adminCreds() error {
+	path := filepath.Join(c.cfg.Data, AdminCreds)
+	_, err := os.Stat(path)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	creds, err := c.id.Creds(identity.RoleAdmin, adminName, 0)
+	if err != nil {
+		return err
+	}
+	if err := creds.WriteFile(path); err != nil {
+		return err
+	}
+	c.log.Info().Str("file", path).Msg("credentials of the administrator written")
+	return nil
+}
+
+// imageService serves images at the address that agents reach.
+func (c *controller) imageService(addr net.Addr) (*image.Service, error) {
+	key, err := imageKey(filepath.Join(c.cfg.Identity, "image.key"))
+	if err != nil {
+		return nil, err
+	}
+	host, port, err := net.SplitHostPort(addr.String())
+	if err != nil {
+		return nil, fmt.Errorf("address of images: %w", err)
+	}
+	if c.cfg.Advertise != "" {
+		host = c.cfg.Advertise
+	} else if ip := net.ParseIP(host); ip == nil || ip.IsUnspecified() {
+		if host, err = os.Hostname(); err != nil {
+			return nil, fmt.Errorf("address of images: %w", err)
+		}
+		c.log.Warn().Str("address", host).Msg("hosts are told to fetch images from this machine's name; set --advertise where they can't resolve it")
+	}
+	return image.New(image.Config{
+		Dir: filepath.Join(c.cfg.Data, "images"), Base: "http://" + net.JoinHostPort(host, port), Key: key, Store: c.store, Log: c.log,
+	})
+}
+
+// imageKey is the key that signs the addresses of images; it is made at the first start.
+func imageKey(path string) ([]byte, error) {
+	key, err := os.ReadFile(path)
+	if err == nil {
+		return key, nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("read image key: %w", err)
+	}
+	key = make([]byte, 32)
+	if _, err := rand.Read(key); err != nil {
+		return nil, fmt.Errorf("make image key: %w", err)
+	}
+	// Exclusively: of two controllers that start at once on a shared identity, the second takes the first one's.
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return os.ReadFile(path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("make image key: %w", err)
+	}
+	if _, err := f.Write(key); err != nil {
+		return nil, errors.Join(fmt.Errorf("write image key: %w", err), f.Close(), os.Remove(path))
+	}
+	return key, errors.Join(f.Sync(), f.Close())
+}
+
+// serveHTTP serves images, and whether the controller is well and leads.
+func (c *controller) serveHTTP(ctx context.Context, listener net.Listener) error {
+	mux := http.NewServeMux()
+	mux.Handle("/v1/images/", c.images.Handler())
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		role := "stand-by"
+		if c.store.Leading() {
+			role = "leading"
+		}
+		fmt.Fprintf(w, "%s at %d\n", role, c.store.Seq())
+	})
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
+	go func() {
+		<-ctx.Done()
+		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+		defer cancel()
+		if server.Shutdown(stop) != nil {
+			_ = server.Close()
+		}
+	}()
+	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve images: %w", err)
+	}
+	return nil
+}

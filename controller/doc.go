@@ -1,0 +1,20 @@
+// Package controller decides what hosts must be. Run is the only place that wires a controller.
+//
+//	api ──▶ store ──append──▶ JOURNAL ──ack──▶ store ──changes──▶ publish ──▶ desired_<host>
+//	         ▲  └── plan (inside the commit)     ▲
+//	         └── follow-up decisions ────────────┴── observed_, presence
+//
+// Every controller reads the journal and what hosts report; one of them leads: it alone serves the API, commits, publishes and
+// downloads images. Who leads is the lease's decision (controller/site); that two can't write is the journal's fence.
+// A controller that takes over has everything in memory already.
+//
+// # Improvements on the design page, 2026-11-23
+//
+//   - Placement and allocation are decided inside the commit of the call that asks for them (controller/plan on the
+//     store's transaction), not by a later pass: a create is whole and placed when it is acknowledged, or refused with
+//     the reason for every host. What follows from reports of hosts, and from time, is decided by plan.Tick in the leader.
+//   - Whether a call has taken effect is asked of all items that it caused, on all hosts, by its request id. For that
+//     the store joins what publish has written, item by item, as it joins what hosts report.
+//   - Item Rev is the generation at which publish saw the content change, not the Rev of some resource: the content also
+//     changes when something that it was made from goes.
+package controller

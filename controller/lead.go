@@ -1,0 +1,200 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
+
+	"shoal/controller/api"
+	"shoal/controller/identity"
+	"shoal/controller/journal"
+	"shoal/controller/plan"
+	"shoal/controller/publish"
+	"shoal/controller/resource"
+	"shoal/controller/site"
+	"shoal/controller/store"
+	"shoal/desired"
+)
+
+// run follows the journal, and leads when it gets the lease.
+func (c *controller) run(ctx context.Context) error {
+	follower := c.follow(ctx)
+	defer func() { follower.stop() }()
+	return c.site.NewLease().Campaign(ctx, func(ctx context.Context) error {
+		// One of following and leading at a time: both move the state of the store.
+		follower.stop()
+		defer func() { follower = c.follow(context.WithoutCancel(ctx)) }()
+		err := c.lead(ctx)
+		if errors.Is(err, journal.ErrDiverged) || errors.Is(err, journal.ErrUnknown) {
+			err = errors.Join(err, c.store.Load(context.WithoutCancel(ctx)))
+		}
+		return err
+	})
+}
+
+// follower applies what another controller commits, until it is stopped.
+type follower struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+func (c *controller) follow(ctx context.Context) *follower {
+	ctx, cancel := context.WithCancel(ctx)
+	f := &follower{cancel, make(chan struct{})}
+	go func() {
+		defer close(f.done)
+		for wait := retryMin; ctx.Err() == nil; wait = min(2*wait, retryMax) {
+			err := c.store.Follow(ctx)
+			if ctx.Err() != nil {
+				return
+			}
+			c.log.Warn().Err(err).Msg("journal can't be followed")
+			if errors.Is(err, journal.ErrDiverged) {
+				if err := c.store.Load(ctx); err != nil && ctx.Err() == nil {
+					c.log.Error().Err(err).Msg("state can't be loaded")
+				}
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(wait):
+			}
+		}
+	}()
+	return f
+}
+
+func (f *follower) stop() {
+	f.cancel()
+	<-f.done
+}
+
+// Bounds of the wait before the journal is followed again.
+const (
+	retryMin = 100 * time.Millisecond
+	retryMax = 5 * time.Second
+)
+
+// lead does what only the leader does, until ctx or any part of it ends.
+func (c *controller) lead(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return c.store.Lead(ctx) })
+	for !c.store.Leading() {
+		select {
+		case <-ctx.Done():
+			return group.Wait()
+		case <-time.After(time.Millisecond):
+		}
+	}
+	from := c.store.Seq()
+	publisher, err := publish.New(publish.Config{
+		Store: c.store, Conn: c.site.Conn(), Stream: site.Desired, Touch: c.touch, Log: c.log,
+	})
+	if err != nil {
+		return err
+	}
+	service := api.New(api.Config{
+		Store: c.store, Conn: c.site.Conn(), ImageURLs: c.images.URLs, Log: c.log,
+		Env: api.Env{
+			Version: c.cfg.Version, Name: c.cfg.Name, HostJWT: c.hostJWT, ImageProgress: c.images.Progress,
+		},
+	})
+	group.Go(func() error { return publisher.Run(ctx) })
+	group.Go(func() error { return service.Run(ctx) })
+	group.Go(func() error { return c.images.Run(ctx) })
+	group.Go(func() error { return c.decide(ctx) })
+	group.Go(func() error { return c.announce(ctx) })
+	group.Go(func() error { return c.revokeGone(ctx, from) })
+	return group.Wait()
+}
+
+// commit commits a decision of the controller's own.
+func (c *controller) commit(ctx context.Context, op string, fn func(tx resource.Tx) error) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	_, err := c.store.Commit(ctx, resource.Request{ID: uuid.NewString(), Caller: resource.CallerController, Op: op}, fn)
+	return err
+}
+
+// touch gives a host a new sequence in the journal, and with it its document a new generation.
+func (c *controller) touch(ctx context.Context, host string) error {
+	return c.commit(ctx, "host.touch", func(tx resource.Tx) error {
+		h, err := resource.Get[*resource.Host](tx, host)
+		if err != nil {
+			return err
+		}
+		return tx.Put(resource.Copy(h))
+	})
+}
+
+const (
+	// decideEvery is how often it is looked whether time has made something due.
+	decideEvery = time.Second
+	// decideGap lets reports gather: in a storm of them one look serves many.
+	decideGap = 10 * time.Millisecond
+)
+
+// decide takes the decisions that follow from what hosts report and from time.
+func (c *controller) decide(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	wake := make(chan struct{}, 1)
+	rouse := func() {
+		select {
+		case wake <- struct{}{}:
+		default:
+		}
+	}
+	group.Go(func() error {
+		return c.store.ObservedChanges(ctx, func(string, desired.Ref) { rouse() })
+	})
+	group.Go(func() error {
+		return c.changes(ctx, func(store.Committed) { rouse() })
+	})
+	group.Go(func() error {
+		timer := time.NewTicker(decideEvery)
+		defer timer.Stop()
+		for {
+			if plan.Due(c.store.View(), time.Now().UTC()) {
+				err := c.commit(ctx, "controller.decide", func(tx resource.Tx) error {
+					_, err := plan.Tick(tx)
+					return err
+				})
+				if err != nil && ctx.Err() == nil {
+					c.log.Error().Err(err).Msg("decisions not taken")
+				}
+			}
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-timer.C:
+			case <-wake:
+				select {
+				case <-ctx.Done():
+					return ctx.Err()
+				case <-time.After(decideGap):
+				}
+			}
+		}
+	})
+	return group.Wait()
+}
+
+// changes calls fn for everything that is committed from now on. What is no longer in memory is left out.
+func (c *controller) changes(ctx context.Context, fn func(store.Committed)) error {
+	for {
+		err := c.store.Changes(ctx, c.store.View().Seq(), func(done store.Committed) error {
+			fn(done)
+			return nil
+		})
+		if !errors.Is(err, store.ErrGone) {
+			return err
+		}
+	}
+}
+
+// hostJWT signs the credentials of a host's agent.
+func (c *controller) hostJWT(hostID, publicKey string) (string, error) {
+	return c.id.IssueUser(identity.RoleAgent, hostID, publicKey, 0)
+}

@@ -1,0 +1,158 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"shoal/controller/identity"
+	"shoal/controller/resource"
+	"shoal/controller/store"
+	"shoal/desired"
+	"shoal/subjects"
+)
+
+const (
+	// announceGap lets changes gather, so that clients are told of one resource once.
+	announceGap = 50 * time.Millisecond
+	// maxTaskHints is how many running tasks get a hint; who waits for another looks by itself every second.
+	maxTaskHints = 256
+)
+
+// announce tells waiting clients that something changed. These are hints: they may get lost, and nobody may rely on them.
+func (c *controller) announce(ctx context.Context) error {
+	changed := make(chan resource.Ref, 4096)
+	// A reader that can't keep up loses hints, not changes.
+	note := func(kind resource.Kind, id string) {
+		select {
+		case changed <- resource.Ref{Kind: kind, ID: id}:
+		default:
+		}
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		return c.changes(ctx, func(done store.Committed) {
+			for _, e := range done.Entries {
+				for _, ch := range e.Changes {
+					note(ch.Kind, ch.ID)
+				}
+			}
+		})
+	})
+	group.Go(func() error {
+		return c.store.ObservedChanges(ctx, func(host string, ref desired.Ref) {
+			if kind, id := shownIn(host, ref); kind != "" {
+				note(kind, id)
+			}
+		})
+	})
+	group.Go(func() error { return c.sendHints(ctx, changed) })
+	return group.Wait()
+}
+
+// sendHints publishes what has gathered, each resource once. With any change running tasks may have got further.
+func (c *controller) sendHints(ctx context.Context, changed <-chan resource.Ref) error {
+	for {
+		pending := map[resource.Ref]struct{}{}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case r := <-changed:
+			pending[r] = struct{}{}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(announceGap):
+		}
+		for more := true; more; {
+			select {
+			case r := <-changed:
+				pending[r] = struct{}{}
+			default:
+				more = false
+			}
+		}
+		n := 0
+		for t := range resource.All[*resource.Task](c.store.View()) {
+			if t.State == resource.TaskRunning && n < maxTaskHints {
+				n++
+				pending[resource.Ref{Kind: resource.KindTask, ID: t.ID}] = struct{}{}
+			}
+		}
+		for r := range pending {
+			if err := c.site.Conn().Publish(subjects.Event(string(r.Kind), r.ID), nil); err != nil {
+				break // the connection is away: so are those who would listen
+			}
+		}
+	}
+}
+
+// shownIn is the resource whose status an item's shows in.
+func shownIn(host string, ref desired.Ref) (resource.Kind, string) {
+	switch ref.Kind {
+	case desired.KindDomain:
+		return resource.KindVM, ref.ID
+	case desired.KindVolume:
+		return resource.KindVolume, ref.ID
+	case desired.KindPool:
+		return resource.KindStorage, ref.ID
+	case desired.KindSecGroup:
+		return resource.KindNIC, ref.ID
+	case desired.KindAddrSet:
+		return resource.KindSecGroup, ref.ID
+	case desired.KindDHCP:
+		return resource.KindL3, ref.ID
+	case desired.KindNetDev:
+		return resource.KindL2, ref.ID
+	case desired.KindHost:
+		return resource.KindHost, host
+	default:
+		return "", ""
+	}
+}
+
+// revokeGone takes the credentials of hosts away that were deleted or got a new key.
+func (c *controller) revokeGone(ctx context.Context, from uint64) error {
+	for {
+		err := c.store.Changes(ctx, from, func(done store.Committed) error {
+			for _, e := range done.Entries {
+				for _, ch := range e.Changes {
+					old, ok := ch.Old.(*resource.Host)
+					if !ok {
+						continue
+					}
+					if now, still := ch.New.(*resource.Host); still && now.PublicKey == old.PublicKey {
+						continue
+					}
+					if err := c.revokeKey(ctx, old, e.At); err != nil {
+						return err
+					}
+				}
+			}
+			from = done.Seq
+			return nil
+		})
+		if !errors.Is(err, store.ErrGone) {
+			return err
+		}
+		from = c.store.Seq()
+	}
+}
+
+func (c *controller) revokeKey(ctx context.Context, h *resource.Host, at time.Time) error {
+	a, err := c.id.Revoke(identity.RoleAgent, h.PublicKey, at)
+	if err != nil {
+		return fmt.Errorf("revoke the key of host %s: %w", h.ID, err)
+	}
+	if err := c.site.UpdateAccount(ctx, a); err != nil {
+		// It is kept with the identity, and takes effect with the account's next update at the latest.
+		c.log.Warn().Err(err).Str("host", h.ID).Msg("servers were not told of a revoked key")
+		return nil
+	}
+	c.log.Info().Str("host", h.ID).Msg("key of a host is revoked")
+	return nil
+}
