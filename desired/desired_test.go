@@ -133,6 +133,27 @@ func golden(t *testing.T, name string, got []byte) {
 	}
 }
 
+func TestRefInJSON(t *testing.T) {
+	for _, want := range []Ref{{}, {KindVolume, "v1"}} {
+		b, err := json.Marshal(want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got Ref
+		if err := json.Unmarshal(b, &got); err != nil || got != want {
+			t.Errorf("%s reads as %v (%v), want %v", b, got, err, want)
+		}
+	}
+	for _, in := range []string{`"."`, `"a"`, `"a."`, `".b"`, `1`} {
+		if err := json.Unmarshal([]byte(in), new(Ref)); err == nil {
+			t.Errorf("%s was read as a ref", in)
+		}
+	}
+	if _, err := DecodeHead([]byte(`{"host":"h1","gen":1,"items":{"":"aa"}}`)); err == nil {
+		t.Error("a head with an item that has no name was accepted")
+	}
+}
+
 func TestDecodeSpecRefuses(t *testing.T) {
 	var fault *Fault
 	_, err := DecodeSpec[Pool](Item{Kind: KindPool, ID: "a", Spec: json.RawMessage(`{"type":"local","path":"/srv/a","colour":"red"}`)})

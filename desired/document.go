@@ -57,14 +57,23 @@ func (r *Ref) UnmarshalText(b []byte) error {
 	return nil
 }
 
-// MarshalJSON keeps Ref a plain string everywhere, not only as a key.
-func (r Ref) MarshalJSON() ([]byte, error) { return json.Marshal(r.String()) }
+// MarshalJSON keeps Ref a plain string everywhere, not only as a key. The zero Ref is the empty string.
+func (r Ref) MarshalJSON() ([]byte, error) {
+	if r == (Ref{}) {
+		return []byte(`""`), nil
+	}
+	return json.Marshal(r.String())
+}
 
 // UnmarshalJSON reads what MarshalJSON wrote.
 func (r *Ref) UnmarshalJSON(b []byte) error {
 	var s string
 	if err := json.Unmarshal(b, &s); err != nil {
 		return err
+	}
+	if s == "" {
+		*r = Ref{}
+		return nil
 	}
 	return r.UnmarshalText([]byte(s))
 }
@@ -165,6 +174,9 @@ func DecodeHead(b []byte) (Head, error) {
 	}
 	if h.Host == "" || h.Gen == 0 {
 		return Head{}, errors.New("decode head: host and gen must be set")
+	}
+	if _, ok := h.Items[Ref{}]; ok {
+		return Head{}, errors.New("decode head: an item has no name")
 	}
 	return h, nil
 }
