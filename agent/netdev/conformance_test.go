@@ -346,3 +346,58 @@ func TestHostHasNoAddressInGuestsNetwork(t *testing.T) {
 		}
 	})
 }
+
+// TestFramesCrossTheTunnel joins this host to one in a namespace, by remotes alone.
+func TestFramesCrossTheTunnel(t *testing.T) {
+	netbox.Need(t, "ip", "bridge", "ping", "nsenter")
+	clean := func() {
+		for _, l := range []string{"sht1", "under0", bridge, uplink} {
+			netbox.Try("ip link del " + l)
+		}
+		netbox.Try("ip netns del host2")
+		netbox.Try("ip netns del guest1")
+	}
+	clean()
+	t.Cleanup(clean)
+	netbox.Run(t, `ip netns add host2
+		ip netns add guest1
+		ip link add under0 type veth peer name under1 netns host2
+		ip addr add 10.9.0.1/24 dev under0
+		ip link set under0 up
+		ip -n host2 addr add 10.9.0.2/24 dev under1
+		ip -n host2 link set under1 up
+		ip -n host2 link add vx2 type vxlan id 77 local 10.9.0.2 dstport 4789
+		bridge -n host2 fdb append 00:00:00:00:00:00 dev vx2 dst 10.9.0.1
+		ip -n host2 addr add 172.16.0.2/24 dev vx2
+		ip -n host2 link set vx2 up`)
+	r := rig{Links: netdev.Kernel{}}
+	w := vxlan()
+	w.VXLAN.Remotes = nil
+	bring(t, r, w)
+	netbox.Run(t, `ip link add sht1 type veth peer name eth0 netns guest1
+		ip link set sht1 master `+bridge+` up
+		ip -n guest1 link set eth0 up
+		ip -n guest1 addr add 172.16.0.1/24 dev eth0`)
+	ping := func() bool {
+		for range 3 {
+			if _, ok := netbox.Try("nsenter --net=/run/netns/guest1 ping -n -c 1 -W 1 172.16.0.2"); ok {
+				return true
+			}
+		}
+		return false
+	}
+	if ping() {
+		t.Error("a host that is no remote was reached")
+	}
+	w.VXLAN.Remotes = []netip.Addr{netip.MustParseAddr("10.9.0.2")}
+	bring(t, r, w)
+	if !ping() {
+		t.Error("the remote was not reached")
+	}
+	// Deleted and made again, the guest is back on it.
+	netbox.Run(t, "ip link del "+bridge)
+	bring(t, r, w)
+	if !ping() {
+		t.Error("the remote was not reached after the bridge came back")
+	}
+}

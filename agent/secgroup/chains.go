@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -31,6 +32,7 @@ type nic struct {
 	id      string
 	spec    desired.SecGroup
 	content content
+	normal  content
 	old     string // chains of an earlier name to be removed
 }
 
@@ -48,13 +50,33 @@ func lines(tap, base string, chains content) content {
 }
 
 // expect is what Observe finds when a NIC is as it should be.
-func expect(id string, w desired.SecGroup) content {
-	c := render(id, w).normal()
-	for tool, chains := range lines(w.Tap, w.Chain, c).normal() {
-		for chain, rules := range chains {
-			c.set(tool, chain, rules)
+func expect(w desired.SecGroup, normal content) content {
+	c := content{}
+	for _, part := range []content{normal, lines(w.Tap, w.Chain, normal).normal()} {
+		for tool, chains := range part {
+			for chain, rules := range chains {
+				c.set(tool, chain, rules)
+			}
 		}
 	}
+	return c
+}
+
+// expectation is what was last worked out for a NIC, for as long as it is wanted so.
+type expectation struct {
+	spec    desired.SecGroup
+	content content
+}
+
+// expected is expect, kept: sweeps ask for the same again and again.
+func (t *Table) expected(id string, w desired.SecGroup) content {
+	t.expectMu.Lock()
+	defer t.expectMu.Unlock()
+	if e, ok := t.expects[id]; ok && reflect.DeepEqual(e.spec, w) {
+		return e.content
+	}
+	c := expect(w, render(id, w).normal())
+	t.expects[id] = expectation{w, c}
 	return c
 }
 
@@ -240,7 +262,7 @@ func (k *Chains) Diff(id string, w desired.SecGroup, have Filter) string {
 	if have.Trouble != "" {
 		return have.Trouble
 	}
-	want := expect(id, w)
+	want := k.t.expected(id, w)
 	for _, tool := range tools {
 		for _, chain := range slices.Sorted(maps.Keys(want[tool])) {
 			rules, there := have.Content[tool][chain]
@@ -277,7 +299,7 @@ func diffRules(want, have []string) string {
 }
 
 // Ensure implements engine.Kind. It collects; Flush applies.
-func (k *Chains) Ensure(_ context.Context, id string, w desired.SecGroup, have *Filter) (Filter, error) {
+func (k *Chains) Ensure(ctx context.Context, id string, w desired.SecGroup, have *Filter) (Filter, error) {
 	t := k.t
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -292,13 +314,26 @@ func (k *Chains) Ensure(_ context.Context, id string, w desired.SecGroup, have *
 			}
 		}
 	}
+	// Refused here and not in Flush, where it would hold up the others.
+	tables := t.cache
+	if tables == nil {
+		var err error
+		if tables, err = t.read(ctx); err != nil {
+			return Filter{}, err
+		}
+	}
+	if chain := t.taken(w.Chain, tables); chain != "" {
+		return Filter{}, engine.Fault(desired.CodeConflict, "rename or remove the chain on the host",
+			fmt.Errorf("apply rules of %s: %s is there and not ours", w.Tap, chain))
+	}
 	n := &nic{id: id, spec: w, content: render(id, w)}
+	n.normal = n.content.normal()
 	if have != nil && have.Base != w.Chain {
 		n.old = have.Base
 	}
 	t.ensure[id] = n
 	delete(t.remove, id)
-	return Filter{Base: w.Chain, Content: expect(id, w)}, nil
+	return Filter{Base: w.Chain, Content: expect(w, n.normal)}, nil
 }
 
 // Remove implements engine.Kind. It collects; Flush applies.
@@ -307,6 +342,9 @@ func (k *Chains) Remove(_ context.Context, id string, have Filter) error {
 	defer k.t.mu.Unlock()
 	delete(k.t.ensure, id)
 	k.t.remove[id] = have
+	k.t.expectMu.Lock()
+	delete(k.t.expects, id)
+	k.t.expectMu.Unlock()
 	return nil
 }
 
@@ -333,7 +371,11 @@ func (k *Chains) Flush(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := t.claim(ensure, tables); err != nil {
+	if err := t.note(func(o *owned) {
+		for id, n := range ensure {
+			o.Chains[n.spec.Chain] = id
+		}
+	}); err != nil {
 		return err
 	}
 	began, exact := t.gen, t.cached
@@ -370,29 +412,20 @@ func (k *Chains) Flush(ctx context.Context) error {
 	})
 }
 
-// claim notes the names that are about to be made, and refuses those that others use.
-func (t *Table) claim(ensure map[string]*nic, tables map[xtables.Tool]xtables.Table) error {
-	for _, n := range ensure {
-		if t.owned.Chains[n.spec.Chain] != "" {
-			continue
-		}
-		for _, tool := range tools {
-			for chain, rules := range tables[tool] {
-				if base, ok := baseOf(chain); !ok || base != n.spec.Chain || len(rules) == 0 || chain == base+suffixSource || tool == xtables.Ethernet {
-					continue
-				}
-				if markOf(rules) == "" {
-					return engine.Fault(desired.CodeConflict, "rename or remove the chain on the host",
-						fmt.Errorf("apply rules of %s: %s chain %s is there and not ours", n.spec.Tap, tool, chain))
-				}
+// taken says which chain of a NIC's names is there and someone else's; "" for none. A chain without our comment counts as ours when our notes
+// have it, or when it is empty: that is what a flush by hand leaves.
+func (t *Table) taken(base string, tables map[xtables.Tool]xtables.Table) string {
+	if t.owned.Chains[base] != "" {
+		return ""
+	}
+	for _, tool := range []xtables.Tool{xtables.IPv4, xtables.IPv6} {
+		for _, suffix := range []string{suffixIngress, suffixEgress} {
+			if rules := tables[tool][base+suffix]; len(rules) > 0 && markOf(rules) == "" {
+				return fmt.Sprintf("%s chain %s", tool, base+suffix)
 			}
 		}
 	}
-	return t.note(func(o *owned) {
-		for id, n := range ensure {
-			o.Chains[n.spec.Chain] = id
-		}
-	})
+	return ""
 }
 
 // script is the transaction that takes one table from what it is to what it should be.
@@ -425,8 +458,8 @@ func script(tool xtables.Tool, table xtables.Table, ensure map[string]*nic, remo
 	for _, id := range slices.Sorted(maps.Keys(ensure)) {
 		n := ensure[id]
 		for chain, rules := range n.content[tool] {
-			if now, ok := table[chain]; !ok || !sameRules(now, rules) {
-				s.Chain(chain, rules)
+			if now, ok := table[chain]; !ok || !slices.Equal(now, n.normal[tool][chain]) {
+				s.ChainAs(chain, rules, n.normal[tool][chain])
 			}
 		}
 		for chain, rules := range lines(n.spec.Tap, n.spec.Chain, n.content)[tool] {

@@ -312,13 +312,19 @@ func TestForeignIsLeftAlone(t *testing.T) {
 		id, w := item(7, nil)
 		r.hand(t, "iptables -N "+w.Chain+"-i")
 		r.hand(t, "iptables -A "+w.Chain+"-i -p tcp -j ACCEPT")
-		if _, err := r.Chains().Ensure(t.Context(), id, w, nil); err != nil {
+		if _, err := r.Chains().Observe(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		err := r.Chains().Flush(t.Context())
+		_, err := r.Chains().Ensure(t.Context(), id, w, nil)
 		var fault *desired.Fault
 		if !errors.As(err, &fault) || fault.Code != desired.CodeConflict || fault.Remedy == "" {
-			t.Errorf("Flush over a foreign chain: %v", err)
+			t.Errorf("Ensure over a foreign chain: %v", err)
+		}
+		// It holds up nobody else.
+		sets, nics = everything()
+		pass(t, r, sets, nics)
+		if d := pass(t, r, sets, nics); len(d) > 0 {
+			t.Errorf("not settled beside a foreign chain: %s", d)
 		}
 	})
 }

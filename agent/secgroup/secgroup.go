@@ -78,6 +78,10 @@ type Table struct {
 	ensure map[string]*nic
 	remove map[string]Filter
 
+	// What Diff has worked out, under a lock of its own: it does not wait for the kernel.
+	expectMu sync.Mutex
+	expects  map[string]expectation
+
 	// Sets as they were last read or written, and what waits for Flush.
 	sets      map[string]Set
 	setEnsure map[string]setChange
@@ -94,7 +98,8 @@ type owned struct {
 func New(run host.Runner, kernel Kernel, dir string, log zerolog.Logger) (*Table, error) {
 	t := &Table{
 		run: run, kernel: kernel, file: filepath.Join(dir, "owned.json"), log: log,
-		ensure: map[string]*nic{}, remove: map[string]Filter{},
+		expects: map[string]expectation{},
+		ensure:  map[string]*nic{}, remove: map[string]Filter{},
 		sets: map[string]Set{}, setEnsure: map[string]setChange{}, setRemove: map[string]Set{},
 	}
 	b, err := os.ReadFile(t.file)
