@@ -343,6 +343,9 @@ func (r *IPRange) Contains(a netip.Addr) bool {
 
 // Size is the number of addresses in an IPv4 range.
 func (r *IPRange) Size() uint64 {
+	if !r.Start.Is4() || !r.End.Is4() {
+		return 0
+	}
 	s, e := r.Start.As4(), r.End.As4()
 	return uint64(binary.BigEndian.Uint32(e[:])) - uint64(binary.BigEndian.Uint32(s[:])) + 1
 }
