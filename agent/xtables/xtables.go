@@ -139,7 +139,7 @@ func Normal(rule string) string {
 			slices.Sort(states)
 			value = strings.Join(states, ",")
 		}
-		options = append(options, strings.TrimSpace(not+name+" "+value))
+		options = append(options, strings.TrimRight(not+name+" "+value, " "))
 	}
 	slices.SortStableFunc(options, func(a, b string) int {
 		return strings.Compare(strings.TrimPrefix(a, "! "), strings.TrimPrefix(b, "! "))

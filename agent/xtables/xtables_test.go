@@ -89,6 +89,9 @@ func FuzzNormal(f *testing.F) {
 		if strings.ContainsAny(rule, "\"\\") {
 			return // quotes are gone after the first time
 		}
+		if first := strings.TrimLeft(rule, "! \t"); !strings.HasPrefix(first, "-") || strings.HasPrefix(first, "- ") || first == "-" {
+			return // not a rule: it does not start with an option
+		}
 		once := xtables.Normal(rule)
 		if twice := xtables.Normal(once); twice != once {
 			t.Errorf("%q becomes %q and then %q", rule, once, twice)
