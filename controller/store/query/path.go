@@ -20,8 +20,6 @@ type path struct {
 	class class
 	// many: it can lead to several values.
 	many bool
-	// optional: JSON leaves its zero value out.
-	optional bool
 	// names is set where a condition on this path is one on what the resource names, which is indexed.
 	names struct {
 		kind resource.Kind
@@ -60,9 +58,8 @@ const (
 
 // field is what JSON shows of a struct.
 type field struct {
-	index    []int
-	typ      reflect.Type
-	optional bool
+	index []int
+	typ   reflect.Type
 }
 
 // shape is what is known of a kind.
@@ -119,7 +116,7 @@ func fieldsOf(t reflect.Type) map[string]field {
 	out := map[string]field{}
 	for i := range t.NumField() {
 		f := t.Field(i)
-		name, opts, _ := strings.Cut(f.Tag.Get("json"), ",")
+		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 		switch {
 		case f.Anonymous && name == "" && f.Type.Kind() == reflect.Struct:
 			for n, inner := range fieldsOf(f.Type) {
@@ -134,7 +131,7 @@ func fieldsOf(t reflect.Type) map[string]field {
 		case name == "":
 			name = f.Name
 		}
-		out[name] = field{index: []int{i}, typ: f.Type, optional: strings.Contains(opts, "omit")}
+		out[name] = field{index: []int{i}, typ: f.Type}
 	}
 	return out
 }
@@ -219,7 +216,7 @@ func deref(t reflect.Type) reflect.Type {
 func parsePath(kind resource.Kind, s string) (path, error) {
 	p := path{text: s}
 	parts := strings.Split(s, ".")
-	if s == "" || len(parts) > maxDepth {
+	if slices.Contains(parts, "") || len(parts) > maxDepth {
 		return path{}, resource.Invalid("path", "%q is not 1 to %d names with dots between them", s, maxDepth)
 	}
 	for i, part := range parts {
@@ -274,7 +271,10 @@ func parsePath(kind resource.Kind, s string) (path, error) {
 			}
 			p.into(step{sort: stepField, index: f.index}, f)
 		case reflect.Map:
-			p.into(step{sort: stepKey, key: part}, field{typ: p.typ.Elem(), optional: true})
+			if p.typ.Key().Kind() != reflect.String {
+				return path{}, resource.Invalid(here, "%s has keys that can't be named", strings.Join(parts[:i], "."))
+			}
+			p.into(step{sort: stepKey, key: part}, field{typ: p.typ.Elem()})
 		default:
 			return path{}, resource.Invalid(here, "%s is a single value: nothing is inside it", strings.Join(parts[:i], "."))
 		}
@@ -300,14 +300,13 @@ func (p *path) index(kind resource.Kind, by refBy, ok bool) {
 // into goes to a field, and through pointers and lists to what is in them.
 func (p *path) into(s step, f field) {
 	p.steps = append(p.steps, s)
-	p.optional = f.optional
 	t := f.typ
 	for {
 		if classOf(t) != classNone {
 			break
 		}
 		if t.Kind() == reflect.Slice && t.Elem().Kind() != reflect.Uint8 {
-			p.many, p.optional, t = true, false, t.Elem()
+			p.many, t = true, t.Elem()
 			continue
 		}
 		if t.Kind() == reflect.Pointer {
@@ -418,17 +417,16 @@ func (p path) fromValue(v reflect.Value, steps []step, yield func(reflect.Value)
 	return p.fromValue(v, steps[1:], yield)
 }
 
-// null reports whether JSON would not show a value, or an empty text.
+// null reports whether a value is empty. Numbers and booleans never are.
 func (p path) null(v reflect.Value) bool {
 	switch v.Kind() {
-	case reflect.String:
-		return v.Len() == 0
-	case reflect.Map, reflect.Slice:
+	case reflect.String, reflect.Map, reflect.Slice:
 		return v.Len() == 0
 	case reflect.Struct:
 		return p.class != classNone && v.IsZero()
+	default:
+		return false
 	}
-	return p.optional && v.IsZero()
 }
 
 // first is the first value, to sort by; nil for none.

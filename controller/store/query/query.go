@@ -14,8 +14,8 @@
 //
 // A path can lead to several values, such as those of a list or of all NICs. A condition holds if it holds for one of
 // them; those with !=, !~= and not-in hold if their opposite does not, so also where there is no value. Every
-// condition is looked at by itself: nic.ip=… and nic.mac=… may be met by different NICs. What JSON leaves out, and an
-// empty text, is null.
+// condition is looked at by itself: nic.ip=… and nic.mac=… may be met by different NICs. An empty text, list, time,
+// address or object is null; numbers and booleans never are.
 //
 // # What it guarantees
 //
