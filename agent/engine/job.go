@@ -221,7 +221,9 @@ func (e *Engine) finish(j *job, err error) {
 				err = it.differs()
 			}
 			if err == nil && !superseded {
-				e.restart(it)
+				// At once: were a look to come first, what it finds would not count as drift, and
+				// an item that is changed again and again would be ensured without pause.
+				e.becomeReady(it)
 			}
 		} else {
 			e.unsure(it)

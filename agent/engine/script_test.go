@@ -65,14 +65,22 @@ func (s *script) enter(ctx context.Context, op, id string) (leave func(), err er
 	}
 	before := s.before
 	s.mu.Unlock()
-	if before != nil {
-		err = before(ctx, op, id)
-	}
-	return func() {
+	leave = func() {
 		s.mu.Lock()
 		delete(s.busy, id)
 		s.mu.Unlock()
-	}, err
+	}
+	ended := false
+	defer func() {
+		if !ended {
+			leave() // the script panics
+		}
+	}()
+	if before != nil {
+		err = before(ctx, op, id)
+	}
+	ended = true
+	return leave, err
 }
 
 func (s *script) Observe(ctx context.Context) (map[string]thing, error) {
@@ -427,4 +435,36 @@ func (r *rig) want(ref desired.Ref, phase desired.Phase, code desired.Code) {
 	if s.Fault != nil && (s.Fault.Message == "" || s.Fault.Remedy == "") {
 		r.t.Errorf("%s: fault without message or remedy: %+v", ref, s.Fault)
 	}
+}
+
+// box is an error that calls return and a test changes.
+type box struct {
+	mu  sync.Mutex
+	err error
+}
+
+func newBox(err error) *box { return &box{err: err} }
+
+func (b *box) get() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.err
+}
+
+func (b *box) set(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.err = err
+}
+
+// journal is what calls of several kinds did, in order. It is read when they have ended.
+type journal struct {
+	mu    sync.Mutex
+	lines []string
+}
+
+func (j *journal) add(line string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.lines = append(j.lines, line)
 }

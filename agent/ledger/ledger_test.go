@@ -218,8 +218,12 @@ func TestActs_AtMostOnce(t *testing.T) {
 }
 
 func TestCompaction_KeepsEverythingAndBoundsTheLog(t *testing.T) {
-	l := mustOpen(t, t.TempDir())
-	big := strings.Repeat("0123456789abcdef", 64<<10) // 1 MiB
+	const slack = 64 << 10
+	l, err := open(t.TempDir(), slack, func(string) error { return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	big := strings.Repeat("0123456789abcdef", 1<<10) // 16 KiB
 	stays := item(t, desired.KindDomain, "stays", 1, "x")
 	if err := l.Begin("stays", 1); err != nil {
 		t.Fatal(err)
@@ -228,7 +232,7 @@ func TestCompaction_KeepsEverythingAndBoundsTheLog(t *testing.T) {
 	for gen := uint64(1); gen <= 40; gen++ {
 		doc = document(t, gen, stays, item(t, desired.KindAddrSet, "big", gen, fmt.Sprint(gen, big)))
 		mustAccept(t, l, doc)
-		if limit := 2*l.live + compactSlack + 2<<20; l.size > limit {
+		if limit := 2*l.live + slack + 20<<10; l.size > limit {
 			t.Fatalf("log of %d bytes, at most %d expected", l.size, limit)
 		}
 	}
