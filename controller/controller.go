@@ -41,6 +41,8 @@ type Config struct {
 	HTTP, Advertise string
 	Version         string
 	Log             zerolog.Logger
+	// Ready is called once with the URL of NATS, when the controller has started; it may lead a moment later. May be nil.
+	Ready func(natsURL string)
 }
 
 // AdminCreds is the file in the data directory with the first administrator's credentials.
@@ -100,6 +102,10 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 
+	c.log.Info().Str("nats", c.site.ClientURL()).Str("http", listener.Addr().String()).Str("version", cfg.Version).Msg("controller runs")
+	if cfg.Ready != nil {
+		cfg.Ready(c.site.ClientURL())
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return c.store.Watch(ctx, c.site.JetStream()) })
 	group.Go(func() error { return c.site.Presence(ctx, c.store.SetConnected) })

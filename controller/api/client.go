@@ -52,7 +52,9 @@ func Dial(ctx context.Context, cfg ClientConfig) (*Client, error) {
 		cfg.Timeout = min(cfg.Timeout, time.Until(deadline))
 	}
 	conn, err := nats.Connect(cfg.Server, nats.Name("shoalctl"), nats.UserCredentials(cfg.Creds), nats.CustomInboxPrefix(subjects.Inbox(user)),
-		nats.Timeout(max(cfg.Timeout, time.Millisecond)), nats.ReconnectWait(200*time.Millisecond), nats.MaxReconnects(-1), nats.IgnoreAuthErrorAbort())
+		nats.Timeout(max(cfg.Timeout, time.Millisecond)), nats.ReconnectWait(200*time.Millisecond), nats.MaxReconnects(-1), nats.IgnoreAuthErrorAbort(),
+		// What the server refuses is told where it was asked for: see request.
+		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
 	switch {
 	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked):
 		return nil, &resource.Error{

@@ -56,8 +56,8 @@ type getParams struct {
 type listParams struct {
 	Where    []string `json:"where,omitempty" short:"w" help:"condition <field><op><value>; several must all hold. Fields may be dotted over relations, such as nic.ip=10.0.0.5; operators are = != > >= < <= ~= !~= in not-in is-null not-null"`
 	Selector []string `json:"selector,omitempty" short:"l" help:"tag that it must have"`
-	Sort     []string `json:"sort,omitempty" help:"field to sort by; -field for descending"`
-	Fields   []string `json:"fields,omitempty" help:"field to show, dotted over relations; all where none is given"`
+	Sort     []string `json:"sort,omitempty" split:"true" help:"field to sort by; -field for descending"`
+	Fields   []string `json:"fields,omitempty" split:"true" help:"field to show, dotted over relations; all where none is given"`
 	Limit    int      `json:"limit,omitempty" help:"at most that many; 0 for all"`
 	Offset   int      `json:"offset,omitempty" help:"leave out that many from the start"`
 	Count    bool     `json:"count,omitempty" help:"count only"`

@@ -289,7 +289,7 @@ func groups(g *Registry) {
 	switchable(g, "The rules of a disabled group let nothing pass.", func(s *resource.SecGroup) *resource.State { return &s.State }, nil)
 	deletable(g, resource.KindSecGroup, "", nil)
 
-	readable(g, resource.KindSecRule, "secgroup.name=web",
+	readable(g, resource.KindSecRule, "group.name=web",
 		Column{Title: "NAME", Path: "name"}, Column{Title: "GROUP", Path: "names.group_id"}, Column{Title: "DIRECTION", Path: "direction"}, Column{Title: "PROTOCOL", Path: "protocol"},
 		Column{Title: "FROM", Path: "from_port"}, Column{Title: "TO", Path: "to_port"}, Column{Title: "CIDR", Path: "cidr"}, Column{Title: "REMOTE", Path: "names.remote_group_id"}, Column{Title: "ID", Path: "id"})
 	type ruleCreate struct {

@@ -25,6 +25,7 @@ import (
 //	ref       the kind that it names, by id or by unique name
 //	enum      the values it may have, separated by "|"
 //	short     one letter for the command's flag
+//	split     "true": on the command line one text may hold several entries of the list, separated by commas
 //	bare      "true": in a nested struct, the field that takes the value without "name="
 //
 // Types are string, bool, int, float64, Size, what implements encoding.TextUnmarshaler, pointers to those (a parameter
@@ -38,6 +39,8 @@ type Param struct {
 	Ref      resource.Kind
 	Enum     []string
 	Bare     bool
+	// Split is set for a list of which one text may hold several entries.
+	Split bool
 	// List is set for a parameter that may be given several times.
 	List bool
 	// Bool is set for a switch.
@@ -70,7 +73,7 @@ func paramsOf(t reflect.Type) []Param {
 		}
 		p := Param{
 			Name: name, Flag: strings.ReplaceAll(name, "_", "-"), Short: f.Tag.Get("short"), Help: f.Tag.Get("help"), Required: f.Tag.Get("required") == "true",
-			Ref: resource.Kind(f.Tag.Get("ref")), Bare: f.Tag.Get("bare") == "true", index: f.Index,
+			Ref: resource.Kind(f.Tag.Get("ref")), Bare: f.Tag.Get("bare") == "true", Split: f.Tag.Get("split") == "true", index: f.Index,
 		}
 		if s := f.Tag.Get("flag"); s != "" {
 			p.Flag = s
@@ -367,10 +370,16 @@ func (p Param) setText(path string, v reflect.Value, text string) error {
 			v.Set(reflect.MakeSlice(v.Type(), 0, 0))
 			return nil
 		}
-		if err := one.setText(path, item, text); err != nil {
-			return err
+		texts := []string{text}
+		if p.Split {
+			texts = strings.Split(text, ",")
 		}
-		v.Set(reflect.Append(v, item))
+		for _, text := range texts {
+			if err := one.setText(path, item, text); err != nil {
+				return err
+			}
+			v.Set(reflect.Append(v, item))
+		}
 		return nil
 	}
 	if len(p.Fields) > 0 {

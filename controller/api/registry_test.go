@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"shoal/controller/resource"
+	"shoal/controller/store/query"
 	"shoal/subjects"
 )
 
@@ -137,6 +138,25 @@ func jsonPaths(prefix string, t reflect.Type, into map[string]bool, depth int) {
 		}
 		into[prefix+name] = true
 		jsonPaths(prefix+name+".", f.Type, into, depth+1)
+	}
+}
+
+// TestExamples_Parse: the conditions that help shows are accepted.
+func TestExamples_Parse(t *testing.T) {
+	n := 0
+	for _, op := range NewRegistry().Operations() {
+		_, rest, found := strings.Cut(op.Example, "--where ")
+		if !found {
+			continue
+		}
+		n++
+		condition, _, _ := strings.Cut(rest, " ")
+		if _, err := query.Parse(op.Kind, query.Spec{Conditions: []string{strings.Trim(condition, "'")}}); err != nil {
+			t.Errorf("%s: %v", op.Name(), err)
+		}
+	}
+	if n < len(resource.Kinds()) {
+		t.Errorf("%d examples have a condition, want one for each kind", n)
 	}
 }
 
