@@ -304,6 +304,24 @@ func TestAfter_SetsTheTimeOfTheNextTry(t *testing.T) {
 	})
 }
 
+func TestBusy_StaysWorkingUntilAnEventOrItsTime(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		busy := newBox(engine.Busy(3*time.Second, "the guest shuts down"))
+		r.guest.on(failing("ensure g", busy))
+		r.start()
+		r.set(item(t, guest, "g", 1, "off"))
+		time.Sleep(10 * time.Second)
+		wantPhases(t, r, ref(guest, "g"), desired.PhaseWorking)
+		wantCalls(t, r.guest, "ensure g", "ensure g", "ensure g", "ensure g")
+		// The guest is off: no other call is needed.
+		r.guest.put("g", "off")
+		r.guest.event("g")
+		synctest.Wait()
+		wantPhases(t, r, ref(guest, "g"), desired.PhaseReady)
+		wantCalls(t, r.guest)
+	})
+}
+
 func TestNeed_ThatComesBackEndsTheBackoff(t *testing.T) {
 	bubble(t, func(t *testing.T, r *rig) {
 		fail := newBox(errors.New("storage is gone"))

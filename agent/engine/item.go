@@ -239,8 +239,7 @@ func unlink(m map[desired.Ref]map[*item]struct{}, ref desired.Ref, it *item) {
 
 // failed takes note of a failed call. since is when the call started.
 func (e *Engine) failed(it *item, err error, since uint64) {
-	var panicked *PanicError
-	if errors.As(err, &panicked) {
+	if panicked, ok := errors.AsType[*PanicError](err); ok {
 		e.log.Error().Str("kind", string(it.ref.Kind)).Str("id", it.ref.ID).Err(err).Bytes("stack", panicked.Stack).Msg("kind panicked")
 	}
 	fault := FaultOf(err)

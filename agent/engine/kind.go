@@ -220,7 +220,7 @@ func FaultOf(err error) *desired.Fault {
 		f.Code, f.Ref, f.Message = desired.CodeWaiting, &wait.ref, wait.why
 	case errors.As(err, &fault):
 		f = *fault
-		if err != error(fault) {
+		if direct, ok := err.(*desired.Fault); !ok || direct != fault { //nolint:errorlint // whether something is wrapped around the fault is the question
 			f.Message = err.Error()
 		}
 	case errors.Is(err, context.DeadlineExceeded):

@@ -145,8 +145,7 @@ func (e *Engine) observeFailed(d *driver, err error) {
 	if d.failures == 1 {
 		d.doubt = e.tick()
 		log := e.log.Warn().Str("kind", string(d.name)).Err(err)
-		var panicked *PanicError
-		if errors.As(err, &panicked) {
+		if panicked, ok := errors.AsType[*PanicError](err); ok {
 			log = log.Bytes("stack", panicked.Stack)
 		}
 		log.Msg("kind can't be observed")
@@ -250,8 +249,7 @@ func (e *Engine) watch(ctx context.Context, d *driver) {
 		}
 		e.inbox.post(func() {
 			log := e.log.Warn().Str("kind", string(d.name)).Int("attempt", n).Err(err)
-			var panicked *PanicError
-			if errors.As(err, &panicked) {
+			if panicked, ok := errors.AsType[*PanicError](err); ok {
 				log = log.Bytes("stack", panicked.Stack)
 			}
 			log.Msg("watch ended")

@@ -111,7 +111,7 @@ func (s *script) Ensure(ctx context.Context, id string, want spec, _ *thing) (th
 		return thing{}, err
 	}
 	s.put(id, want.Value)
-	return thing{want.Value}, nil
+	return thing(want), nil
 }
 
 func (s *script) Remove(ctx context.Context, id string, _ thing) error {
@@ -236,7 +236,7 @@ func (f *flusher) Ensure(ctx context.Context, id string, want spec, _ *thing) (t
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.batch[id] = &thing{want.Value}
-	return thing{want.Value}, nil
+	return thing(want), nil
 }
 
 func (f *flusher) Remove(ctx context.Context, id string, _ thing) error {
@@ -294,10 +294,9 @@ type rig struct {
 	guest *script
 	gen   uint64
 
-	mu      sync.Mutex
-	reports []string
-	phases  map[desired.Ref][]desired.Phase
-	last    map[desired.Ref]*desired.Status
+	mu     sync.Mutex
+	phases map[desired.Ref][]desired.Phase
+	last   map[desired.Ref]*desired.Status
 }
 
 // newRig makes a rig that does not run yet.
