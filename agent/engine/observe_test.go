@@ -260,6 +260,66 @@ func TestDrift_HoldAndAdoptTouchNothing(t *testing.T) {
 	}
 }
 
+// lateKind looks, and answers a second later; what it ensures takes a second, too.
+type lateKind struct{ *script }
+
+func (l *lateKind) Observe(ctx context.Context) (map[string]thing, error) {
+	found, err := l.script.Observe(ctx)
+	time.Sleep(time.Second)
+	return found, err
+}
+
+func (l *lateKind) Ensure(ctx context.Context, id string, want spec, have *thing) (thing, error) {
+	h, err := l.script.Ensure(ctx, id, want, have)
+	if want.Value == "slow" {
+		time.Sleep(time.Second)
+	}
+	return h, err
+}
+
+func TestObserve_OlderThanACallIsNotBelieved(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		late := &lateKind{newScript("late")}
+		engine.Add(r.Engine, engine.StageBase, "late", late)
+		r.start()
+		r.set(item(t, "late", "a", 1, "1"), item(t, "late", "b", 1, "1"))
+		r.settle()
+		time.Sleep(5 * time.Second)
+		late.event("")
+		time.Sleep(500 * time.Millisecond) // it has looked and not answered
+		r.set(item(t, "late", "a", 2, "2"))
+		time.Sleep(5 * time.Second)
+		r.settle()
+		if s := r.status(ref("late", "a")); s.Drifts != 0 || s.Phase != desired.PhaseReady {
+			t.Errorf("status %+v", s)
+		}
+		if n := late.count("remove b"); n != 1 {
+			t.Errorf("b was removed %d times", n)
+		}
+		wantPhases(t, r, ref("late", "b"), desired.PhaseWorking, desired.PhaseReady, desired.PhaseRemoving, "gone")
+	})
+}
+
+func TestDrift_DuringEnsureIsFound(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		late := &lateKind{newScript("late")}
+		engine.Add(r.Engine, engine.StageBase, "late", late)
+		r.start()
+		time.Sleep(5 * time.Second)
+		r.set(item(t, "late", "a", 1, "slow"))
+		time.Sleep(500 * time.Millisecond)
+		late.put("a", "foreign") // the call has done its work and not returned
+		late.event("")
+		time.Sleep(10 * time.Second)
+		if got := late.has()["a"]; got != "slow" {
+			t.Errorf("a is %q", got)
+		}
+		if s := r.status(ref("late", "a")); s.Drifts != 1 {
+			t.Errorf("status %+v", s)
+		}
+	})
+}
+
 func TestEnsure_ThatLeavesADifferenceHasFailed(t *testing.T) {
 	bubble(t, func(t *testing.T, r *rig) {
 		liar := &liarKind{newScript("liar")}
@@ -604,7 +664,8 @@ func TestFlush_OneBadItemFailsTheOthersOnce(t *testing.T) {
 	bubble(t, func(t *testing.T, r *rig) {
 		r.rules.on(func(_ context.Context, op, ids string) error {
 			if op == "flush" && strings.Contains(ids, "bad") {
-				return errors.New("line 3: no such chain")
+				// All are due again at the same moment.
+				return engine.After(100*time.Millisecond, errors.New("line 3: no such chain"))
 			}
 			return nil
 		})
@@ -621,6 +682,15 @@ func TestFlush_OneBadItemFailsTheOthersOnce(t *testing.T) {
 			r.want(ref(rules, fmt.Sprint("r", i)), desired.PhaseReady, "")
 		}
 		r.want(ref(rules, "bad"), desired.PhaseRetrying, desired.CodeInternal)
+		flushes := 0
+		for _, c := range r.rules.took() {
+			if !strings.HasPrefix(c, "flush") {
+				continue
+			}
+			if flushes++; flushes > 1 && strings.Contains(strings.TrimPrefix(c, "flush "), " ") {
+				t.Errorf("%s: after a failure each has to be tried alone", c)
+			}
+		}
 	})
 }
 
