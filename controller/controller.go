@@ -74,11 +74,11 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := c.adminCreds(); err != nil {
 		return err
 	}
-	listener, err := net.Listen("tcp", cfg.HTTP)
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.HTTP)
 	if err != nil {
 		return fmt.Errorf("listen for images (--http): %w", err)
 	}
-	defer listener.Close()
+	defer func() { _ = listener.Close() }()
 
 	c.site, err = site.Open(ctx, site.Config{
 		Name: cfg.Name, Identity: c.id, URL: cfg.NATSURL, Creds: cfg.Creds, Replicas: cfg.Replicas,
@@ -194,7 +194,7 @@ func (c *controller) serveHTTP(ctx context.Context, listener net.Listener) error
 		if c.store.Leading() {
 			role = "leading"
 		}
-		fmt.Fprintf(w, "%s at %d\n", role, c.store.Seq())
+		_, _ = fmt.Fprintf(w, "%s at %d\n", role, c.store.Seq())
 	})
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
 	go func() {

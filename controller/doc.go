@@ -17,4 +17,7 @@
 //     the store joins what publish has written, item by item, as it joins what hosts report.
 //   - Item Rev is the generation at which publish saw the content change, not the Rev of some resource: the content also
 //     changes when something that it was made from goes.
+//   - The command line is controller/api/cli, since cmd has no logic: it follows from the registry as the API does.
+//   - Image files lie with the controller that added them; a controller that comes to lead fetches what it lacks from those that
+//     the image's record lists (controller/image). The key that signs their addresses lies with the shared identity.
 package controller

@@ -302,7 +302,8 @@ func set[T any](into *T, from *T) {
 }
 
 // memoryMiB turns a size into mebibytes.
-func memoryMiB(field string, z Size) (int, error) {
+func memoryMiB(z Size) (int, error) {
+	const field = "memory"
 	if z%(1<<20) != 0 {
 		return 0, resource.Invalid(field, "%d bytes is not a whole number of MiB", uint64(z)).WithRemedy("give a unit, such as %s 512MiB", field)
 	}

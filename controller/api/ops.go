@@ -87,8 +87,8 @@ func readable(g *Registry, kind resource.Kind, where string, columns ...Column) 
 }
 
 func plural(noun string) string {
-	if strings.HasSuffix(noun, "y") {
-		return strings.TrimSuffix(noun, "y") + "ies"
+	if before, ok := strings.CutSuffix(noun, "y"); ok {
+		return before + "ies"
 	}
 	return noun + "s"
 }
@@ -99,9 +99,9 @@ type deleteParams struct {
 }
 
 // deletable declares delete of a kind.
-func deletable(g *Registry, kind resource.Kind, help string, after func(*Env, resource.Reader, any, *Reply) error) {
+func deletable(g *Registry, kind resource.Kind, help string) {
 	writes(g, Operation{
-		Kind: kind, Verb: "delete", Aliases: []string{"rm"}, Class: Dangerous, Task: kindOnHosts(kind), after: after,
+		Kind: kind, Verb: "delete", Aliases: []string{"rm"}, Class: Dangerous, Task: kindOnHosts(kind),
 		Summary: "Delete " + article(kind),
 		Help:    strings.TrimSpace("Refused while anything belongs to it, unless --cascade is given; --dry-run shows all that would go. " + help),
 		Example: fmt.Sprintf("shoalctl %s delete NAME --dry-run", kind),

@@ -23,7 +23,7 @@ func offerings(g *Registry) {
 		Kind: resource.KindOffering, Verb: "create", Summary: "Create an instance offering", Help: "A size of VMs. Changing it later changes no VM.",
 		Example: "shoalctl offering create small --cpu 1 --memory 512MiB",
 	}, func(tx resource.Tx, p *offeringCreate) (Outcome, error) {
-		mib, err := memoryMiB("memory", p.Memory)
+		mib, err := memoryMiB(p.Memory)
 		if err != nil {
 			return Outcome{}, err
 		}
@@ -45,7 +45,7 @@ func offerings(g *Registry) {
 			set(&o.CPUs, p.CPUs)
 			set(&o.Strategy, (*resource.AllocationStrategy)(p.Strategy))
 			if p.Memory != nil {
-				mib, err := memoryMiB("memory", *p.Memory)
+				mib, err := memoryMiB(*p.Memory)
 				if err != nil {
 					return err
 				}
@@ -54,7 +54,7 @@ func offerings(g *Registry) {
 			return nil
 		})
 	switchable(g, "", func(o *resource.Offering) *resource.State { return &o.State }, nil)
-	deletable(g, resource.KindOffering, "VMs that were made from it stay.", nil)
+	deletable(g, resource.KindOffering, "VMs that were made from it stay.")
 
 	readable(g, resource.KindDiskOffering, "state=enabled",
 		Column{Title: "NAME", Path: "name"}, Column{Title: "SIZE", Path: "bytes", As: "size"}, Column{Title: "STATE", Path: "state"}, age(), idColumn())
@@ -79,7 +79,7 @@ func offerings(g *Registry) {
 			return nil
 		})
 	switchable(g, "", func(o *resource.DiskOffering) *resource.State { return &o.State }, nil)
-	deletable(g, resource.KindDiskOffering, "Volumes that were made from it stay.", nil)
+	deletable(g, resource.KindDiskOffering, "Volumes that were made from it stay.")
 }
 
 // networkOptions ask for a NIC.
@@ -149,7 +149,7 @@ func (p *vmCreate) specs(tx resource.Tx) ([]plan.VMSpec, error) {
 	if !p.Diskless && p.Image == "" && p.RootSize == 0 && p.RootOffering == "" {
 		return nil, resource.Invalid("image", "must be given").WithRemedy("give --image, or --root-size for an empty root volume, or --diskless for none")
 	}
-	mib, err := memoryMiB("memory", p.Memory)
+	mib, err := memoryMiB(p.Memory)
 	if err != nil {
 		return nil, err
 	}
@@ -188,10 +188,17 @@ func (p *vmCreate) specs(tx resource.Tx) ([]plan.VMSpec, error) {
 
 func vms(g *Registry) {
 	columns := []Column{
-		{Title: "NAME", Path: "name"}, {Title: "STATE", Path: "status.state"}, {Title: "HOST", Path: "status.host"}, {Title: "IPS", Path: "status.ips"},
-		{Title: "CPUS", Path: "cpus"}, {Title: "MEMORY", Path: "memory_mib", As: "mib"}, {Title: "POWER", Path: "power", Wide: true},
-		{Title: "IMAGE", Path: "names.image_id", Wide: true}, {Title: "OFFERING", Path: "names.offering_id", Wide: true},
-		{Title: "FAULT", Path: "status.fault.message", Wide: true}, age(), idColumn(),
+		{Title: "NAME", Path: "name"},
+		{Title: "STATE", Path: "status.state"},
+		{Title: "HOST", Path: "status.host"},
+		{Title: "IPS", Path: "status.ips"},
+		{Title: "CPUS", Path: "cpus"},
+		{Title: "MEMORY", Path: "memory_mib", As: "mib"},
+		{Title: "POWER", Path: "power", Wide: true},
+		{Title: "IMAGE", Path: "names.image_id", Wide: true},
+		{Title: "OFFERING", Path: "names.offering_id", Wide: true},
+		{Title: "FAULT", Path: "status.fault.message", Wide: true},
+		age(), idColumn(),
 	}
 	readable(g, resource.KindVM, "nic.ip=10.1.0.5", columns...)
 	writes(g, Operation{
@@ -234,7 +241,7 @@ func vms(g *Registry) {
 			set(&vm.CPUMode, p.CPUMode)
 			set(&vm.StopSeconds, p.StopSeconds)
 			if p.Memory != nil {
-				mib, err := memoryMiB("memory", *p.Memory)
+				mib, err := memoryMiB(*p.Memory)
 				if err != nil {
 					return err
 				}
@@ -298,7 +305,7 @@ func vms(g *Registry) {
 		}
 		return did(plan.DestroyVM(tx, p.ID))
 	})
-	deletable(g, resource.KindVM, "A VM goes at once and for good, without a stay in the recycle bin, once its host has confirmed that it is off.", nil)
+	deletable(g, resource.KindVM, "A VM goes at once and for good, without a stay in the recycle bin, once its host has confirmed that it is off.")
 }
 
 type vmParams struct {
@@ -360,7 +367,7 @@ func volumes(g *Registry) {
 	volumeVerb(g, "destroy", Dangerous, "Put a data volume into the recycle bin", "It stays where it is until it is expunged, by hand or after ten days.", plan.DestroyVolume)
 	volumeVerb(g, "recover", Write, "Take a data volume out of the recycle bin", "It is as it was.", plan.RecoverVolume)
 	volumeVerb(g, "expunge", Dangerous, "Remove a destroyed data volume for good", "Its file is removed by a host; its record goes when that host has confirmed it.", plan.ExpungeVolume)
-	deletable(g, resource.KindVolume, "A data volume goes at once and for good, without a stay in the recycle bin.", nil)
+	deletable(g, resource.KindVolume, "A data volume goes at once and for good, without a stay in the recycle bin.")
 }
 
 type volumeParams struct {

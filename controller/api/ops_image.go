@@ -39,7 +39,7 @@ func images(g *Registry) {
 	})
 	updatable[*resource.Image](g, "tiny --name tiny-1", "", metaUpdateParts, nil)
 	switchable(g, "", func(i *resource.Image) *resource.State { return &i.State }, nil)
-	deletable(g, resource.KindImage, "Volumes that stand on it keep what they need of it.", nil)
+	deletable(g, resource.KindImage, "Volumes that stand on it keep what they need of it.")
 }
 
 // checkImageURL refuses at once what could never be downloaded, and what would put a password into the journal.

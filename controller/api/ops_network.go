@@ -117,7 +117,7 @@ func vxlanPools(g *Registry) {
 		func(tx resource.Tx, id, cluster string) (Outcome, error) {
 			return did(plan.DetachVXLANPool(tx, id, cluster))
 		})
-	deletable(g, resource.KindVXLANPool, "", nil)
+	deletable(g, resource.KindVXLANPool, "")
 }
 
 func l2s(g *Registry) {
@@ -161,7 +161,7 @@ func l2s(g *Registry) {
 	attachable(g, resource.KindL2, "Its hosts must have the device. Both must be of one zone.",
 		func(tx resource.Tx, id, cluster string) (Outcome, error) { return did(plan.AttachL2(tx, id, cluster)) },
 		func(tx resource.Tx, id, cluster string) (Outcome, error) { return did(plan.DetachL2(tx, id, cluster)) })
-	deletable(g, resource.KindL2, "", nil)
+	deletable(g, resource.KindL2, "")
 }
 
 func l3s(g *Registry) {
@@ -203,7 +203,7 @@ func l3s(g *Registry) {
 			set(&l.MTU, p.MTU)
 			return nil
 		})
-	deletable(g, resource.KindL3, "", nil)
+	deletable(g, resource.KindL3, "")
 
 	readable(g, resource.KindIPRange, "l3.name=net1",
 		Column{Title: "NAME", Path: "name"}, Column{Title: "NETWORK", Path: "names.l3_id"}, Column{Title: "START", Path: "start"}, Column{Title: "END", Path: "end"},
@@ -239,7 +239,7 @@ func l3s(g *Registry) {
 		return did(plan.AddIPRange(tx, r))
 	})
 	updatable[*resource.IPRange](g, "r1 --name office", "", metaUpdateParts, nil)
-	deletable(g, resource.KindIPRange, "Refused while a NIC has an address of it.", nil)
+	deletable(g, resource.KindIPRange, "Refused while a NIC has an address of it.")
 }
 
 // fillRange makes a range of all addresses of a network but its own, the gateway's (the first) and broadcast.
@@ -287,7 +287,7 @@ func groups(g *Registry) {
 	})
 	updatable[*resource.SecGroup](g, "web --description 'front ends'", "", metaUpdateParts, nil)
 	switchable(g, "The rules of a disabled group let nothing pass.", func(s *resource.SecGroup) *resource.State { return &s.State }, nil)
-	deletable(g, resource.KindSecGroup, "", nil)
+	deletable(g, resource.KindSecGroup, "")
 
 	readable(g, resource.KindSecRule, "group.name=web",
 		Column{Title: "NAME", Path: "name"}, Column{Title: "GROUP", Path: "names.group_id"}, Column{Title: "DIRECTION", Path: "direction"}, Column{Title: "PROTOCOL", Path: "protocol"},
@@ -325,5 +325,5 @@ func groups(g *Registry) {
 		})
 	})
 	updatable[*resource.SecRule](g, "RULE --description 'health checks'", "To change what it lets pass, make a new one and delete this.", metaUpdateParts, nil)
-	deletable(g, resource.KindSecRule, "It acts at once on running VMs.", nil)
+	deletable(g, resource.KindSecRule, "It acts at once on running VMs.")
 }

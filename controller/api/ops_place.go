@@ -31,7 +31,7 @@ func places(g *Registry) {
 			}
 			return nil
 		})
-	deletable(g, resource.KindZone, "", nil)
+	deletable(g, resource.KindZone, "")
 
 	readable(g, resource.KindCluster, "zone.name=z1",
 		Column{Title: "NAME", Path: "name"}, Column{Title: "ZONE", Path: "names.zone_id"}, Column{Title: "STATE", Path: "state"}, Column{Title: "HOSTS", Path: "status.hosts"},
@@ -55,7 +55,7 @@ func places(g *Registry) {
 	updatable(g, "c1 --name rack-1", "", func(p *clusterUpdate) (string, metaChange) { return p.ID, p.metaChange },
 		func(_ resource.Tx, p *clusterUpdate, c *resource.Cluster) error { set(&c.Arch, p.Arch); return nil })
 	switchable(g, "Its hosts are switched with it.", func(c *resource.Cluster) *resource.State { return &c.State }, switchHosts)
-	deletable(g, resource.KindCluster, "", nil)
+	deletable(g, resource.KindCluster, "")
 }
 
 func switchHosts(tx resource.Tx, cluster string, to resource.State) error {
@@ -97,11 +97,21 @@ func hosts(g *Registry) {
 		Kind: resource.KindHost, Verb: "rekey", Class: Dangerous, Summary: "Give a host a new key",
 		Help:    "The old key stops working at once; the host goes on as it is and reports again when its agent is started with the new credentials file.",
 		Example: "shoalctl host rekey h1 --creds-out h1.creds",
-		after: func(env *Env, r resource.Reader, params any, reply *Reply) error {
-			return issueJWT(env, r, params, reply)
-		},
+		after:   issueJWT,
 	}, func(tx resource.Tx, p *hostCredentials) (Outcome, error) {
-		return change(tx, p.ID, func(h *resource.Host) error { h.PublicKey = p.PublicKey; return nil })
+		id, err := lookup(tx, "id", resource.KindHost, p.ID)
+		if err != nil {
+			return Outcome{}, err
+		}
+		old, err := resource.Get[*resource.Host](tx, id)
+		if err != nil {
+			return Outcome{}, err
+		}
+		// Not by plan.Update, for which a host's key is what it is: only this operation may change it, because whoever
+		// leads revokes the old one then.
+		h := resource.Copy(old)
+		h.PublicKey = p.PublicKey
+		return did(h, tx.Put(h))
 	})
 	type hostUpdate struct {
 		getParams
@@ -111,7 +121,7 @@ func hosts(g *Registry) {
 	updatable(g, "h1 --description 'rack 4'", "", func(p *hostUpdate) (string, metaChange) { return p.ID, p.metaChange },
 		func(_ resource.Tx, p *hostUpdate, h *resource.Host) error { set(&h.Shrink, p.Shrink); return nil })
 	switchable(g, "VMs that run on it go on.", func(h *resource.Host) *resource.State { return &h.State }, nil)
-	deletable(g, resource.KindHost, "Its records go, its data stays where it is. Its credentials stop working.", nil)
+	deletable(g, resource.KindHost, "Its records go, its data stays where it is. Its credentials stop working.")
 }
 
 // issueJWT signs the credential of the host that the reply is about.
@@ -189,7 +199,7 @@ func storages(g *Registry) {
 		func(tx resource.Tx, id, cluster string) (Outcome, error) {
 			return did(plan.DetachStorage(tx, id, cluster))
 		})
-	deletable(g, resource.KindStorage, "Its records go, its data stays where it is.", nil)
+	deletable(g, resource.KindStorage, "Its records go, its data stays where it is.")
 }
 
 type attachParams struct {

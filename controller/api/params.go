@@ -141,15 +141,13 @@ func typeName(t reflect.Type, p Param) string {
 
 // invalidJSON explains why a value could not be read.
 func invalidJSON(field string, err error) *resource.Error {
-	var te *json.UnmarshalTypeError
-	if errors.As(err, &te) {
+	if te, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
 		if te.Field != "" && field == "" {
 			field = te.Field
 		}
 		return resource.Invalid(field, "is a JSON %s, which can't be read as %s", te.Value, describeType(te.Type))
 	}
-	var e *resource.Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*resource.Error](err); ok {
 		return e
 	}
 	return resource.Invalid(field, "%v", err)
@@ -385,7 +383,7 @@ func (p Param) setText(path string, v reflect.Value, text string) error {
 	if len(p.Fields) > 0 {
 		return p.setOptions(path, v, text)
 	}
-	if u, ok := v.Addr().Interface().(encoding.TextUnmarshaler); ok {
+	if u, ok := reflect.TypeAssert[encoding.TextUnmarshaler](v.Addr()); ok {
 		if err := u.UnmarshalText([]byte(text)); err != nil {
 			return invalidJSON(path, err)
 		}

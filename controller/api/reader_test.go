@@ -19,6 +19,7 @@ func (emptyReader) All(resource.Kind) iter.Seq[resource.Resource] { return none[
 func (emptyReader) Named(resource.Kind, string) iter.Seq[resource.Resource] {
 	return none[resource.Resource]
 }
+
 func (emptyReader) Referrers(_, _ resource.Kind, _ string) iter.Seq[resource.Resource] {
 	return none[resource.Resource]
 }
@@ -26,9 +27,11 @@ func (emptyReader) Holder(string) resource.Resource                   { return n
 func (emptyReader) HoldersFrom(string, string) iter.Seq[string]       { return none[string] }
 func (e emptyReader) Observed() resource.Observed                     { return e }
 func (emptyReader) Status(string, desired.Ref) (desired.Status, bool) { return desired.Status{}, false }
+
 func (emptyReader) Host(string) resource.HostObservation {
 	return resource.HostObservation{Since: time.Time{}}
 }
+
 func (emptyReader) Published(string, desired.Ref) (p resource.PublishedItem, known bool) {
 	return p, false
 }

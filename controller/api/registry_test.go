@@ -212,8 +212,7 @@ func TestDecode_IsStrict(t *testing.T) {
 }
 
 func remedyOf(err error) string {
-	var e *resource.Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*resource.Error](err); ok {
 		return e.Remedy
 	}
 	return ""
@@ -239,8 +238,17 @@ func TestText_EqualsJSON(t *testing.T) {
 	op := NewRegistry().Find("vm", "create")
 	p := op.NewParams()
 	for _, s := range [][2]string{
-		{"name", "v"}, {"cpus", "2"}, {"memory", "1.5GiB"}, {"networks", "net1,ip=10.0.0.5,mac=52:54:00:00:00:01,default"}, {"networks", "l3=net2,secgroups=g"},
-		{"disks", "10GiB,name=data"}, {"disks", "offering=d10"}, {"tags", "a"}, {"tags", "b=c"}, {"stop_seconds", "0"}, {"stopped", "true"},
+		{"name", "v"},
+		{"cpus", "2"},
+		{"memory", "1.5GiB"},
+		{"networks", "net1,ip=10.0.0.5,mac=52:54:00:00:00:01,default"},
+		{"networks", "l3=net2,secgroups=g"},
+		{"disks", "10GiB,name=data"},
+		{"disks", "offering=d10"},
+		{"tags", "a"},
+		{"tags", "b=c"},
+		{"stop_seconds", "0"},
+		{"stopped", "true"},
 	} {
 		i := slices.IndexFunc(op.Params, func(p Param) bool { return p.Name == s[0] })
 		if err := op.Params[i].SetText(p, s[1]); err != nil {

@@ -2,7 +2,6 @@ package api
 
 import (
 	"encoding/json"
-	"reflect"
 
 	"github.com/invopop/jsonschema"
 
@@ -40,11 +39,11 @@ type OperationSchema struct {
 func (o *Operation) Schema() OperationSchema {
 	return OperationSchema{
 		Operation: o.Name(), Class: o.Class, Summary: o.Summary, Help: o.Help, Task: o.Task,
-		Params: objectSchema(append(append([]Param{}, o.Params...), o.commonParams()...), o.params), Result: o.resultSchema(),
+		Params: objectSchema(append(append([]Param{}, o.Params...), o.commonParams()...)), Result: o.resultSchema(),
 	}
 }
 
-func objectSchema(params []Param, t reflect.Type) *schema {
+func objectSchema(params []Param) *schema {
 	no := false
 	s := &schema{Type: "object", Properties: map[string]*schema{}, Additional: &no}
 	for _, p := range params {
@@ -53,7 +52,6 @@ func objectSchema(params []Param, t reflect.Type) *schema {
 			s.Required = append(s.Required, p.Name)
 		}
 	}
-	_ = t
 	return s
 }
 
@@ -61,7 +59,7 @@ func (p Param) schema() *schema {
 	one := &schema{Type: "string", Description: p.Help, Ref: p.Ref, Enum: p.Enum}
 	switch {
 	case len(p.Fields) > 0:
-		one = objectSchema(p.Fields, nil)
+		one = objectSchema(p.Fields)
 		one.Description = p.Help
 	case p.Bool:
 		one.Type = "boolean"

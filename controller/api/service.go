@@ -123,12 +123,10 @@ func (s *Service) Run(ctx context.Context) error {
 func (s *Service) concurrent(wg *sync.WaitGroup, handle func(micro.Request)) micro.Handler {
 	return micro.HandlerFunc(func(req micro.Request) {
 		s.slots <- struct{}{}
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
+		wg.Go(func() {
 			defer func() { <-s.slots }()
 			handle(req)
-		}()
+		})
 	})
 }
 

@@ -318,8 +318,7 @@ func (f *fetcher) attempt(ctx context.Context, to *os.File, h hash.Hash, at int6
 		err = classify(ctx, err)
 		if f.validator == "" && n > 0 {
 			// It can't be resumed: what follows would have to be believed to belong to what is there.
-			var p permanent
-			if !errors.As(err, &p) {
+			if _, ok := errors.AsType[permanent](err); !ok {
 				return 0, fmt.Errorf("%w (the server has no ETag, so that it can't be resumed)", err)
 			}
 		}
@@ -343,8 +342,7 @@ func classify(ctx context.Context, err error) error {
 	if errors.As(err, &dns) && dns.IsNotFound {
 		return final("the server's name %q does not exist", dns.Name)
 	}
-	var u *url.Error
-	if errors.As(err, &u) {
+	if u, ok := errors.AsType[*url.Error](err); ok {
 		return u.Err // the rest is the request, which the reader knows
 	}
 	return err

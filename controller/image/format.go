@@ -3,6 +3,7 @@ package image
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 
@@ -116,7 +117,11 @@ func inspectQCOW2(r io.ReaderAt, size int64) (Content, error) {
 	}
 	if backing, length := u64(8), u32(16); backing != 0 || length != 0 {
 		c, err := refuse("names a backing file: it is only the upper half of an image, and the file would be looked for on the hosts")
-		return c, err.(*resource.Error).WithRemedy("flatten it first: qemu-img convert -O qcow2")
+		return c, func() *resource.Error {
+			target := &resource.Error{}
+			_ = errors.As(err, &target)
+			return target
+		}().WithRemedy("flatten it first: qemu-img convert -O qcow2")
 	}
 	clusterBits := u32(20)
 	if clusterBits < 9 || clusterBits > 21 {

@@ -152,7 +152,7 @@ func (s *Service) Run(ctx context.Context) error {
 				return nil
 			})
 			if gctx.Err() != nil {
-				return nil
+				return nil //nolint:nilerr // it ends because it is to end
 			}
 			if !errors.Is(err, store.ErrGone) {
 				return fmt.Errorf("follow images: %w", err)
@@ -161,7 +161,7 @@ func (s *Service) Run(ctx context.Context) error {
 	})
 	err := group.Wait()
 	if ctx.Err() != nil {
-		return nil
+		return nil //nolint:nilerr // it ends because it is to end
 	}
 	return err
 }
@@ -206,7 +206,7 @@ func (s *Service) launch(ctx context.Context, group *errgroup.Group, slots chan 
 		}
 		defer func() { <-slots }()
 		err := work(dctx, img, &d.progress)
-		if context.Cause(dctx) == errGone {
+		if errors.Is(context.Cause(dctx), errGone) {
 			s.remove(img.ID)
 			return nil
 		}
@@ -249,14 +249,14 @@ func (s *Service) addImage(ctx context.Context, img *resource.Image, p *progress
 		return nil
 	})
 	if ctx.Err() != nil {
-		return nil // the controller stops leading, or the image has gone: nothing to say
+		return nil //nolint:nilerr // the controller stops leading, or the image has gone: nothing to say
 	}
 	if err != nil {
 		s.remove(img.ID)
 		log.Warn().Err(err).Str("phase", "failed").Dur("took", s.cfg.Now().Sub(started)).Msg("image download failed")
 		return s.commitFailure(ctx, img.ID, err)
 	}
-	_, err = s.cfg.Store.Commit(ctx, s.request(img, "image.ready"), func(tx resource.Tx) error {
+	_, err = s.cfg.Store.Commit(ctx, request("image.ready"), func(tx resource.Tx) error {
 		cur, ok := resource.Find[*resource.Image](tx, img.ID)
 		if !ok || cur.Stage != resource.ImageAdding {
 			return nil
@@ -268,7 +268,7 @@ func (s *Service) addImage(ctx context.Context, img *resource.Image, p *progress
 	})
 	if err != nil {
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // it ends because it is to end
 		}
 		return fmt.Errorf("record image %s: %w", img.ID, err)
 	}
@@ -276,7 +276,7 @@ func (s *Service) addImage(ctx context.Context, img *resource.Image, p *progress
 	return nil
 }
 
-func (s *Service) request(img *resource.Image, op string) resource.Request {
+func request(op string) resource.Request {
 	return resource.Request{ID: uuid.NewString(), Caller: resource.CallerController, Op: op}
 }
 
@@ -289,7 +289,7 @@ func (s *Service) commitFailure(ctx context.Context, id string, cause error) err
 	if why.Remedy == "" {
 		why = why.WithRemedy("correct what the message says, and add the image again")
 	}
-	_, err := s.cfg.Store.Commit(ctx, resource.Request{ID: uuid.NewString(), Caller: resource.CallerController, Op: "image.failed"}, func(tx resource.Tx) error {
+	_, err := s.cfg.Store.Commit(ctx, request("image.failed"), func(tx resource.Tx) error {
 		cur, ok := resource.Find[*resource.Image](tx, id)
 		if !ok || cur.Stage != resource.ImageAdding {
 			return nil
@@ -331,14 +331,14 @@ func (s *Service) copyImage(ctx context.Context, img *resource.Image, p *progres
 			}
 		}
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // it ends because it is to end
 		}
 		if !s.has(img) {
 			s.cfg.Log.Warn().Err(err).Str("kind", "image").Str("id", img.ID).Msg("image could not be copied from another controller")
 			return nil
 		}
 	}
-	_, err := s.cfg.Store.Commit(ctx, s.request(img, "image.copied"), func(tx resource.Tx) error {
+	_, err := s.cfg.Store.Commit(ctx, request("image.copied"), func(tx resource.Tx) error {
 		cur, ok := resource.Find[*resource.Image](tx, img.ID)
 		if !ok || slices.Contains(cur.Servers, s.cfg.Base) {
 			return nil

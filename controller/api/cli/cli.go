@@ -52,7 +52,7 @@ func Main(version string, args []string) int {
 
 // Run executes a command line and gives its exit code.
 func (a *App) Run(ctx context.Context, args []string) int {
-	root := a.Command()
+	root := a.Command() //nolint:contextcheck // completion gets the command's own
 	root.SetArgs(args)
 	root.SetOut(a.Out)
 	root.SetErr(a.Err)
@@ -158,7 +158,8 @@ type call struct {
 func (a *App) operation(op *api.Operation) *cobra.Command {
 	c := &call{op: op, params: op.NewParams()}
 	args := op.Args()
-	use := op.Verb
+	var use strings.Builder
+	use.WriteString(op.Verb)
 	for _, p := range args {
 		name := strings.ToUpper(p.Name)
 		if p.Name == "id" {
@@ -167,11 +168,11 @@ func (a *App) operation(op *api.Operation) *cobra.Command {
 		if !p.Required {
 			name = "[" + name + "]"
 		}
-		use += " " + name
+		use.WriteString(" " + name)
 	}
 	c.many = len(args) == 1 && args[0].Name == "id"
 	if c.many {
-		use += "..."
+		use.WriteString("...")
 	}
 	long := op.Summary + ". " + op.Help
 	if op.Class == api.Dangerous {
@@ -181,7 +182,7 @@ func (a *App) operation(op *api.Operation) *cobra.Command {
 		long += "\n\nHosts bring it about after the answer; --wait waits until they have."
 	}
 	cmd := &cobra.Command{
-		Use: use, Aliases: op.Aliases, Short: op.Summary, Long: long, Example: indent(op.Example),
+		Use: use.String(), Aliases: op.Aliases, Short: op.Summary, Long: long, Example: indent(op.Example),
 		Args: func(_ *cobra.Command, given []string) error { return checkArgs(c, args, given) },
 		RunE: func(cmd *cobra.Command, given []string) error { return a.run(cmd.Context(), c, args, given) },
 	}
@@ -279,13 +280,13 @@ func (a *App) completeFlag(cmd *cobra.Command, p api.Param) {
 }
 
 // completeNames asks the controller, but not for long: somebody waits at a prompt.
-func (a *App) completeNames(ctx context.Context, kind resource.Kind, prefix string) ([]string, cobra.ShellCompDirective) {
+func (a *App) completeNames(ctx context.Context, kind resource.Kind, prefix string) ([]string, cobra.ShellCompDirective) { //nolint:contextcheck // cobra completes without one
 	op := a.registry.Find(kind, "list")
 	if op == nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	if ctx == nil {
-		ctx = context.Background()
+		ctx = context.Background() // cobra completes without one
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
@@ -446,7 +447,7 @@ func (a *App) call(ctx context.Context, client *api.Client, c *call, keys *hostK
 		if err := keys.write(reply.JWT); err != nil {
 			return nil, err
 		}
-		fmt.Fprintf(a.Err, "credentials are in %s; bring them to the host and start: shoal-agent --nats-url %s --creds %s --data /var/lib/shoal-agent\n",
+		a.tell("credentials are in %s; bring them to the host and start: shoal-agent --nats-url %s --creds %s --data /var/lib/shoal-agent\n",
 			c.credsOut, first(a.server, a.Getenv("SHOAL_SERVER"), "nats://CONTROLLER:4222"), filepath.Base(c.credsOut))
 	}
 	if c.wait && !c.dryRun && reply.Task != "" {

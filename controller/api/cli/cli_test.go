@@ -99,6 +99,9 @@ func TestScripts(t *testing.T) {
 			env.Setenv("SHOAL_CREDS", filepath.Join(r.data, controller.AdminCreds))
 			env.Setenv("VIEWER", r.viewer(tb))
 			env.Setenv("HOME", env.WorkDir)
+			if err := os.WriteFile(filepath.Join(env.WorkDir, "disk.raw"), bytes.Repeat([]byte("disk"), 1<<18), 0o644); err != nil {
+				return err
+			}
 			env.Values["controller"] = r
 			return nil
 		},
@@ -119,6 +122,12 @@ func TestScripts(t *testing.T) {
 				}
 				if code != args[0] {
 					ts.Fatalf("exit code %s, want %s (%v)", code, args[0], err)
+				}
+			},
+			// cancel FILE: cancelling the task whose id is in the file must be refused.
+			"cancel": func(ts *testscript.TestScript, _ bool, args []string) {
+				if err := ts.Exec("shoalctl", "task", "cancel", strings.TrimSpace(ts.ReadFile(args[0]))); err == nil {
+					ts.Fatalf("it was cancelled")
 				}
 			},
 			// filemode FILE MODE: the file must have that mode.
@@ -564,6 +573,58 @@ func TestWait_OverARestart(t *testing.T) {
 	if out := <-got; !strings.HasPrefix(out, "z ") {
 		t.Errorf("got %q, want the zone", out)
 	}
+}
+
+// TestHostDelete_RevokesItsKey: the agent of a host that is no more, or has a new key, is cut off and does not come in again.
+func TestHostDelete_RevokesItsKey(t *testing.T) {
+	r := start(t, t.TempDir(), "127.0.0.1:0")
+	defer r.stop()
+	admin := filepath.Join(r.data, controller.AdminCreds)
+	old, now := filepath.Join(r.data, "old.creds"), filepath.Join(r.data, "new.creds")
+	must := func(args ...string) {
+		t.Helper()
+		if code, _, errOut := app(r, admin, args...); code != 0 {
+			t.Fatalf("%v: exit code %d: %s", args, code, errOut)
+		}
+	}
+	must("zone", "create", "z")
+	must("cluster", "create", "c", "--zone", "z")
+	must("host", "add", "h", "--cluster", "c", "--creds-out", old)
+	host, err := api.CredsUser(old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone := make(chan struct{}, 16)
+	connect := func(file string) error {
+		c, err := nats.Connect(r.url, nats.UserCredentials(file), nats.CustomInboxPrefix(subjects.Inbox(host)), nats.NoReconnect(),
+			nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}), nats.ClosedHandler(func(*nats.Conn) { gone <- struct{}{} }))
+		if err == nil {
+			t.Cleanup(c.Close)
+		}
+		return err
+	}
+	cutOff := func(file string) {
+		t.Helper()
+		select {
+		case <-gone:
+		case <-time.After(20 * time.Second):
+			t.Fatal("the agent stays connected")
+		}
+		if err := connect(file); !errors.Is(err, nats.ErrAuthorization) {
+			t.Errorf("connecting again gives %v, want a refusal", err)
+		}
+	}
+	if err := connect(old); err != nil {
+		t.Fatal(err)
+	}
+	must("host", "rekey", "h", "--creds-out", now)
+	cutOff(old)
+	if err := connect(now); err != nil {
+		t.Fatalf("the new key is refused: %v", err)
+	}
+	must("zone", "disable", "z")
+	must("zone", "delete", "z", "--cascade")
+	cutOff(now)
 }
 
 // TestCommands_AllHaveHelp: no command without help, and none that needs a server for it.

@@ -67,13 +67,13 @@ func (a *App) fail(err error) int {
 		if e.Field != "" {
 			text = e.Field + ": " + text
 		}
-		fmt.Fprintln(a.Err, "error: "+text)
+		a.tell("error: %s\n", text)
 		for _, r := range e.Reasons {
-			fmt.Fprintf(a.Err, "  %s %s: %s\n", r.Kind, r.Name, r.Why)
+			a.tell("  %s %s: %s\n", r.Kind, r.Name, r.Why)
 		}
 		remedy = e.Remedy
 	} else {
-		fmt.Fprintln(a.Err, "error: "+err.Error())
+		a.tell("error: %v\n", err)
 	}
 	code := ExitError
 	var u usageError
@@ -116,7 +116,7 @@ func (a *App) fail(err error) int {
 		remedy = "see shoalctl --help"
 	}
 	if remedy != "" {
-		fmt.Fprintln(a.Err, "hint: "+remedy)
+		a.tell("hint: %s\n", remedy)
 	}
 	return code
 }
@@ -126,3 +126,6 @@ func isUsage(err error) bool {
 	return strings.HasPrefix(err.Error(), "unknown command") || strings.HasPrefix(err.Error(), "unknown flag") ||
 		strings.HasPrefix(err.Error(), "invalid argument") || strings.HasPrefix(err.Error(), "flag needs an argument")
 }
+
+// tell says something beside the answer. Where even that can't be written, there is nobody left to tell.
+func (a *App) tell(format string, args ...any) { _, _ = fmt.Fprintf(a.Err, format, args...) }

@@ -164,7 +164,7 @@ func (a *App) printList(op *api.Operation, fields []string, items []json.RawMess
 	for _, r := range rows {
 		t.AppendRow(row(r))
 	}
-	for _, line := range strings.Split(t.Render(), "\n") {
+	for line := range strings.SplitSeq(t.Render(), "\n") {
 		if len(rows) == 0 && a.noHeaders {
 			break
 		}

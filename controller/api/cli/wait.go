@@ -92,14 +92,14 @@ func (p *progress) show(t api.TaskView, i, n int) {
 		line = string(r[:109]) + "…"
 	}
 	if line != p.last {
-		fmt.Fprintf(p.w, "\r\x1b[K%s", line)
+		_, _ = fmt.Fprintf(p.w, "\r\x1b[K%s", line)
 		p.last = line
 	}
 }
 
 func (p *progress) end() {
 	if p.last != "" {
-		fmt.Fprint(p.w, "\r\x1b[K")
+		_, _ = fmt.Fprint(p.w, "\r\x1b[K")
 		p.last = ""
 	}
 }
