@@ -81,11 +81,7 @@ func theBed(t *testing.T) *bed {
 
 func newBed() (*bed, error) {
 	b := &bed{prefix: bedPrefix, net: bedNet, dir: filepath.Join(os.TempDir(), "shoal-"+bedPrefix), hosts: map[string]string{}}
-	// What a killed run has left.
-	if err := b.box("clean"); err != nil {
-		return nil, err
-	}
-	if err := os.RemoveAll(b.dir); err != nil {
+	if err := b.fresh(); err != nil {
 		return nil, err
 	}
 	if err := os.MkdirAll(b.shared("bin"), 0o755); err != nil {
@@ -103,6 +99,20 @@ func newBed() (*bed, error) {
 		return b, err
 	}
 	return b, b.populate()
+}
+
+// fresh removes what a killed run has left, and makes the bed's directory.
+func (b *bed) fresh() error {
+	if err := os.MkdirAll(b.shared(), 0o755); err != nil {
+		return err
+	}
+	if err := b.box("clean"); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(b.dir); err != nil {
+		return err
+	}
+	return os.MkdirAll(b.shared(), 0o755)
 }
 
 // populate makes what every test stands on: two hosts, a local storage, a VXLAN network, an image and offerings.
@@ -135,9 +145,6 @@ func (b *bed) populate() error {
 
 // addHost makes a box, enrols it and waits until it is connected and its storage is ready.
 func (b *bed) addHost(name string, n int, cluster string) error {
-	if err := b.box("create", name, fmt.Sprint(n)); err != nil {
-		return err
-	}
 	creds := b.shared(name + ".creds")
 	if _, err := b.try("host", "add", name, "--cluster", cluster, "--creds-out", creds); err != nil {
 		return err
@@ -149,18 +156,14 @@ while :; do
 	sleep 0.1
 done
 `, b.net, name)
-	rcFile := filepath.Join(b.dir, "box-rc")
+	rcFile := filepath.Join(b.dir, name+".rc")
 	if err := os.WriteFile(rcFile, []byte(rc), 0o755); err != nil {
 		return err
 	}
+	if err := b.box("create", name, fmt.Sprint(n), rcFile); err != nil {
+		return err
+	}
 	if err := b.box("on", name); err != nil {
-		return err
-	}
-	if err := copyFile(rcFile, b.shared("box-rc")); err != nil {
-		return err
-	}
-	// It is started at every later boot; this once by hand, since the box had to be on to take it.
-	if _, err := b.tryIn(name, "sh", "-c", "cp /shared/box-rc /etc/box-rc && (setsid /etc/box-rc >/var/log/box-rc.log 2>&1 </dev/null &)"); err != nil {
 		return err
 	}
 	var h struct{ ID string }
@@ -426,7 +429,7 @@ func (b *bed) boxOf(t *testing.T, v vm) string {
 // guest runs a shell line in a guest, over its serial console.
 func (b *bed) guest(t *testing.T, v vm, line string, args ...any) (string, error) {
 	t.Helper()
-	return b.tryIn(b.boxOf(t, v), "/shared/bin/run", "shoal-"+v.ID, fmt.Sprintf(line, args...))
+	return b.tryIn(b.boxOf(t, v), "/shared/bin/run", "-t", "30", "shoal-"+v.ID, fmt.Sprintf(line, args...))
 }
 
 // booted waits until a guest has taken its lease.

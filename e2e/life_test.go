@@ -42,7 +42,7 @@ func TestVM_LifeCycle(t *testing.T) {
 	// ACPI: the guest is asked, and goes by itself.
 	b.ctl(t, "vm stop life --wait")
 	b.state(t, "life", "Stopped", "shut off")
-	if log := b.in(t, b.boxOf(t, v), "cat /var/log/shoal/console/%s.log", v.ID); !strings.Contains(log, "POWER-BUTTON") {
+	if log := b.in(t, b.boxOf(t, v), "cat /var/lib/shoal/console/%s.log", v.ID); !strings.Contains(log, "POWER-BUTTON") {
 		t.Error("the guest was not asked by ACPI before it was stopped")
 	}
 	b.ctl(t, "vm start life --wait")
@@ -50,7 +50,7 @@ func TestVM_LifeCycle(t *testing.T) {
 
 	// Reboot happens once.
 	boots := func() int {
-		return strings.Count(b.in(t, b.boxOf(t, v), "cat /var/log/shoal/console/%s.log", v.ID), "NIC eth0")
+		return strings.Count(b.in(t, b.boxOf(t, v), "cat /var/lib/shoal/console/%s.log", v.ID), "NIC eth0")
 	}
 	before := boots()
 	b.ctl(t, "vm reboot life --wait")
@@ -112,7 +112,7 @@ func TestVM_HotPlug(t *testing.T) {
 	sees := func(word string) {
 		t.Helper()
 		eventually(t, 30*time.Second, func() error {
-			log := b.in(t, b.boxOf(t, v), "cat /var/log/shoal/console/%s.log", v.ID)
+			log := b.in(t, b.boxOf(t, v), "cat /var/lib/shoal/console/%s.log", v.ID)
 			if !strings.Contains(log, word) {
 				return fmt.Errorf("the guest has not seen %q", word)
 			}

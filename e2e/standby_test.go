@@ -11,13 +11,7 @@ import (
 // TestStandby_TakesOver: two controllers on one NATS server of its own; the leader is killed, the other goes on with everything.
 func TestStandby_TakesOver(t *testing.T) {
 	b := &bed{prefix: "e2es", net: "10.80.0", dir: filepath.Join(os.TempDir(), "shoal-e2es")}
-	if err := b.box("clean"); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.RemoveAll(b.dir); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.MkdirAll(b.dir, 0o755); err != nil {
+	if err := b.fresh(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(b.down)

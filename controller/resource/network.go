@@ -341,8 +341,11 @@ func (r *IPRange) Contains(a netip.Addr) bool {
 	return r.Start.Compare(a) <= 0 && a.Compare(r.End) <= 0
 }
 
-// Size is the number of addresses in an IPv4 range.
+// Size is the number of addresses in an IPv4 range; 0 for one that is not set.
 func (r *IPRange) Size() uint64 {
+	if !r.Start.Is4() || !r.End.Is4() {
+		return 0
+	}
 	if !r.Start.Is4() || !r.End.Is4() {
 		return 0
 	}
