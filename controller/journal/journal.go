@@ -163,25 +163,24 @@ func (j *Journal) Append(ctx context.Context, after Position, group []byte) (Pos
 	}
 }
 
+// patience is how long an answer takes at most when all is well.
+const patience = 20 * time.Millisecond
+
 // publish tries once. An answer that was lost with the connection is not waited for.
 func (j *Journal) publish(ctx context.Context, group []byte, opts []jetstream.PublishOpt) (*jetstream.PubAck, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
 	nc := j.js.Conn()
-	changed := nc.StatusChanged(nats.CONNECTED)
-	watched := make(chan struct{})
-	go func() {
-		defer close(watched)
+	changed := nc.StatusChanged(nats.CONNECTED) // buffered: what comes before anybody listens is kept
+	defer nc.RemoveStatusListener(changed)
+	late := time.AfterFunc(patience, func() {
 		select {
 		case <-changed:
 			cancel()
 		case <-ctx.Done():
 		}
-	}()
-	defer func() {
-		cancel()
-		<-watched
-		nc.RemoveStatusListener(changed)
-	}()
+	})
+	defer late.Stop()
 	return j.js.PublishMsg(ctx, &nats.Msg{Subject: subjects.JournalSubject, Data: group}, opts...)
 }
 

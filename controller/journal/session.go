@@ -53,7 +53,6 @@ var errGap = errors.New("a message was lost on its way")
 // Limits of one session: what the client holds ahead of the function, and how long the server keeps the consumer of a
 // reader that is gone.
 const (
-	sessionMessages  = 512
 	sessionBytes     = 16 << 20
 	sessionHeartbeat = 2 * time.Second
 	sessionIdle      = time.Minute
@@ -121,7 +120,7 @@ func (s Session) run(ctx context.Context, fn func(Raw) error) error {
 		}
 	}
 	messages, err := consumer.Messages(
-		jetstream.PullMaxMessagesWithBytesLimit(sessionMessages, sessionBytes),
+		jetstream.PullMaxBytes(sessionBytes),
 		jetstream.PullHeartbeat(sessionHeartbeat), jetstream.WithMessagesErrOnMissingHeartbeat(true))
 	if err != nil {
 		return fmt.Errorf("start consumer: %w", err)

@@ -1,10 +1,14 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/go-memdb"
@@ -16,7 +20,22 @@ import (
 // building is a state that is being read, before it gets its indexes.
 type building struct {
 	at     journal.Position
-	values map[changeKey]json.RawMessage
+	values map[changeKey]stored
+}
+
+// stored is a resource as it was read, and decoded where somebody had to look into it already.
+type stored struct {
+	raw      json.RawMessage
+	resource resource.Resource
+}
+
+func newBuilding() building { return building{values: map[changeKey]stored{}} }
+
+func (v stored) decode(k changeKey) (resource.Resource, error) {
+	if v.resource != nil {
+		return v.resource, nil
+	}
+	return decodeResource(k.kind, k.id, v.raw)
 }
 
 // Load reads the state: the projection, where it can be believed, then the journal from there on. It can be called
@@ -35,7 +54,7 @@ func (s *Store) Load(ctx context.Context) error {
 	snap, err := s.build(ctx, b)
 	if err != nil && from > 0 && errors.Is(err, errInconsistent) {
 		why, from = err, 0
-		snap, err = s.build(ctx, building{values: map[changeKey]json.RawMessage{}})
+		snap, err = s.build(ctx, newBuilding())
 	}
 	if err != nil {
 		return fmt.Errorf("load: %w", err)
@@ -71,7 +90,7 @@ func (s *Store) build(ctx context.Context, b building) (*snapshot, error) {
 				if k := (changeKey{c.Kind, c.ID}); c.Value == nil {
 					delete(b.values, k)
 				} else {
-					b.values[k] = c.Value
+					b.values[k] = stored{raw: c.Value}
 				}
 			}
 		}
@@ -96,8 +115,12 @@ func (b building) index() (*snapshot, error) {
 	txn := db.Txn(true)
 	defer txn.Abort()
 	holders := map[string]changeKey{}
-	for k, value := range b.values {
-		r, err := decodeResource(k.kind, k.id, value)
+	// In order, since the trees behind the indexes copy less where neighbours come one after the other.
+	keys := slices.SortedFunc(maps.Keys(b.values), func(a, b changeKey) int {
+		return cmp.Or(strings.Compare(string(a.kind), string(b.kind)), strings.Compare(a.id, b.id))
+	})
+	for _, k := range keys {
+		r, err := b.values[k].decode(k)
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", errInconsistent, err)
 		}

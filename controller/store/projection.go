@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -99,7 +101,7 @@ func (s *Store) verify(ctx context.Context, c checkpoint) error {
 
 // readProjection reads the projection; the state is empty, and the error says why, if it can't be believed.
 func (s *Store) readProjection(ctx context.Context) (building, error) {
-	empty := building{values: map[changeKey]json.RawMessage{}}
+	empty := newBuilding()
 	if s.js == nil {
 		return empty, errNoProjection
 	}
@@ -116,7 +118,8 @@ func (s *Store) readProjection(ctx context.Context) (building, error) {
 	if err != nil {
 		return empty, err
 	}
-	b := building{at: c.At, values: map[changeKey]json.RawMessage{}}
+	b := newBuilding()
+	b.at = c.At
 	if err := eachKey(ctx, s.js, func(key string, r journal.Raw) error {
 		kind, id, err := subjects.ParseItemKey(key)
 		switch k := (changeKey{resource.Kind(kind), id}); {
@@ -125,7 +128,7 @@ func (s *Store) readProjection(ctx context.Context) (building, error) {
 		case err != nil:
 			return fmt.Errorf("%w: %w", errProjection, err)
 		default:
-			b.values[k] = r.Data
+			b.values[k] = stored{raw: r.Data}
 		}
 		return nil
 	}); err != nil {
@@ -141,10 +144,11 @@ func (s *Store) readProjection(ctx context.Context) (building, error) {
 	}
 	var sum digest
 	for k, value := range b.values {
-		r, err := decodeResource(k.kind, k.id, value)
+		r, err := value.decode(k)
 		if err != nil {
 			return empty, fmt.Errorf("%w: %w", errProjection, err)
 		}
+		b.values[k] = stored{resource: r}
 		if r.Base().Rev > after.Ahead.Seq {
 			return empty, fmt.Errorf("%w: %s %s has revision %d, later than the checkpoint's %d", errProjection, k.kind, k.id, r.Base().Rev, after.Ahead.Seq)
 		}
@@ -220,7 +224,10 @@ const (
 	// projectorPause is the least time between two batches: what changes several times within it is written once.
 	projectorPause = 100 * time.Millisecond
 	// projectorWindow is how many writes are on their way at once.
-	projectorWindow = 256
+	projectorWindow = 64
+	// projectorShare is how much longer than a window takes it rests after it: under load the projection may lag, but it
+	// must not make the commits wait.
+	projectorShare = 3
 	// replayAtMost is how many messages behind the journal it is quicker to write everything.
 	replayAtMost = 100_000
 )
@@ -257,16 +264,12 @@ func (s *Store) projectTerm(ctx context.Context, written func()) error {
 			return context.Cause(ctx)
 		case <-p.wake:
 		}
-		began := time.Now()
 		if err := p.write(ctx); err != nil {
 			return err
 		}
 		written()
-		// Under load the projection may lag; it must not take more than a part of what the commits need.
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(max(projectorPause, 3*time.Since(began))):
+		if err := pause(ctx, projectorPause); err != nil {
+			return err
 		}
 	}
 }
@@ -367,23 +370,26 @@ func (p *projector) write(ctx context.Context) error {
 			return err
 		}
 	}
-	var window []jetstream.PubAckFuture
-	for k, value := range dirty {
-		if len(window) == projectorWindow {
-			if err := await(ctx, window[0]); err != nil {
+	window := make([]jetstream.PubAckFuture, 0, projectorWindow)
+	for keys := range slices.Chunk(slices.Collect(maps.Keys(dirty)), projectorWindow) {
+		began := time.Now()
+		window = window[:0]
+		for _, key := range keys {
+			f, err := p.put(key, dirty[key])
+			if err != nil {
 				return err
 			}
-			window = window[1:]
+			window = append(window, f)
 		}
-		f, err := p.put(k, value)
-		if err != nil {
-			return err
+		for _, f := range window {
+			if err := await(ctx, f); err != nil {
+				return err
+			}
 		}
-		window = append(window, f)
-	}
-	for _, f := range window {
-		if err := await(ctx, f); err != nil {
-			return err
+		if len(keys) == projectorWindow {
+			if err := pause(ctx, projectorShare*time.Since(began)); err != nil {
+				return err
+			}
 		}
 	}
 	p.now.At, p.now.Count, p.now.Digest = upTo, count, sum.String()
@@ -422,6 +428,15 @@ func (p *projector) mark(ctx context.Context) error {
 	}
 	p.fence = ack.Sequence
 	return nil
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(d):
+		return nil
+	}
 }
 
 func await(ctx context.Context, f jetstream.PubAckFuture) error {

@@ -101,9 +101,10 @@ func (s *Store) Seq() uint64 { return s.current.Load().at.Seq }
 // Leading reports whether Commit works here.
 func (s *Store) Leading() bool { return s.leading.Load() != nil }
 
-// publish makes a new state visible.
-func (s *Store) publish(snap *snapshot, entries []Entry, size int) {
+// publish makes a new state visible; answer is called once it is, before anybody else is woken.
+func (s *Store) publish(snap *snapshot, entries []Entry, size int, answer func()) {
 	before := s.current.Swap(snap)
+	answer()
 	s.feed.add(before, snap, entries, size)
 	s.changed.wake()
 }
@@ -129,7 +130,7 @@ func (s *Store) applyMessage(m journal.Message) error {
 	}
 	txn.Commit()
 	s.requests.add(m, s.clock())
-	s.publish(&snapshot{at: m.Position, db: db}, entries, m.Size)
+	s.publish(&snapshot{at: m.Position, db: db}, entries, m.Size, func() {})
 	return nil
 }
 
