@@ -163,11 +163,19 @@ func TestStorage_UnreachableIsSaid(t *testing.T) {
 		b.ctl(t, "storage create %s --zone z1 %s --cluster c1", c.name, c.flags)
 		t.Cleanup(func() { _, _ = b.try("storage", "delete", c.name, "--cascade") })
 		eventually(t, 90*time.Second, func() error {
-			out, err := b.try("storage", "get", c.name, "-o", "json")
-			if err == nil && !strings.Contains(strings.ToLower(out), c.says) {
-				err = fmt.Errorf("storage %s does not say %q: %s", c.name, c.says, out)
+			var s struct {
+				Status struct {
+					State string
+					Fault *struct{ Code, Message, Remedy string }
+				}
 			}
-			return err
+			if err := b.tryJSON(&s, "storage", "get", c.name); err != nil {
+				return err
+			}
+			if f := s.Status.Fault; f == nil || f.Remedy == "" || !strings.Contains(strings.ToLower(f.Message), c.says) {
+				return fmt.Errorf("storage %s is %s with fault %+v, want one that names %q and a remedy", c.name, s.Status.State, f, c.says)
+			}
+			return nil
 		})
 		e := b.refused(t, "vm create bad --image tiny --offering tiny --network net1 --storage %s", c.name)
 		if !strings.Contains(e.stderr, c.name) {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"syscall"
 	"time"
 
@@ -54,9 +55,12 @@ The first start makes keys in <data>/identity and the administrator's credential
 			}
 			cfg.Log = log
 			if cfg.Name == "" {
-				if cfg.Name, err = os.Hostname(); err != nil {
+				full, err := os.Hostname()
+				if err != nil {
 					return fmt.Errorf("--name: %w", err)
 				}
+				// A name is one token of a subject: no dots.
+				cfg.Name, _, _ = strings.Cut(full, ".")
 			}
 			return controller.Run(cmd.Context(), cfg)
 		},

@@ -34,6 +34,9 @@ const (
 	// streamMemory bounds what streams in memory may take; only the lease is one.
 	streamMemory = 64 << 20
 
+	// startRetry is how often an external server is tried that is not up yet.
+	startRetry = time.Second
+
 	// asyncPending is how many writes may be under way at once.
 	asyncPending = 4096
 )
@@ -93,13 +96,13 @@ func Open(ctx context.Context, cfg Config) (_ *Site, err error) {
 			return nil, fmt.Errorf("start nats server: %w", err)
 		}
 	}
-	if s.system, err = s.connect(identity.RoleSystem, ""); err != nil {
+	if s.system, err = s.reach(ctx, identity.RoleSystem, ""); err != nil {
 		return nil, fmt.Errorf("connect to %s as system: %w", s.where(), err)
 	}
 	if cfg.URL != "" {
 		s.pushAccounts(ctx)
 	}
-	if s.conn, err = s.connect(identity.RoleController, cfg.Creds); err != nil {
+	if s.conn, err = s.reach(ctx, identity.RoleController, cfg.Creds); err != nil {
 		return nil, fmt.Errorf("connect to %s as controller: %w", s.where(), err)
 	}
 	if s.js, err = jetstream.New(s.conn, jetstream.WithPublishAsyncMaxPending(asyncPending), jetstream.WithPublishAsyncTimeout(10*time.Second)); err != nil {
@@ -189,6 +192,24 @@ func (s *Site) start(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// reach connects, and waits for an external server that is not up yet: after a power cut everything starts at once.
+func (s *Site) reach(ctx context.Context, role identity.Role, file string) (*nats.Conn, error) {
+	for tries := 0; ; tries++ {
+		c, err := s.connect(role, file)
+		if s.server != nil || !errors.Is(err, nats.ErrNoServers) {
+			return c, err
+		}
+		if tries%30 == 0 {
+			s.log.Warn().Err(err).Str("url", s.cfg.URL).Msg("nats is not reached yet")
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(startRetry):
 		}
 	}
 }
