@@ -76,6 +76,12 @@ func theBed(t *testing.T) *bed {
 			shared.bed.dump(t)
 		}
 	})
+	// The test before this one may have restarted the controller.
+	for name := range shared.bed.hosts {
+		if err := shared.bed.connected(name); err != nil {
+			t.Fatal(err)
+		}
+	}
 	return shared.bed
 }
 
@@ -119,7 +125,7 @@ func (b *bed) fresh() error {
 func (b *bed) populate() error {
 	for _, c := range []string{
 		"zone create z1",
-		"cluster create c1 --zone z1",
+		"cluster create c1 --zone z1 --cpu-overcommit 100",
 		"offering create tiny --cpu 1 --memory 128MiB",
 		"offering create micro --cpu 1 --memory 16MiB",
 		"diskoffering create d64 --size 64MiB",
@@ -171,6 +177,11 @@ done
 		return err
 	}
 	b.hosts[name] = h.ID
+	return b.connected(name)
+}
+
+// connected waits until a host's agent is.
+func (b *bed) connected(name string) error {
 	return within(60*time.Second, func() error {
 		var h struct{ Status struct{ State string } }
 		if err := b.tryJSON(&h, "host", "get", name); err != nil {

@@ -40,20 +40,26 @@ func places(g *Registry) {
 		meta
 		Zone string `json:"zone" ref:"zone" required:"true" help:"zone that it is in"`
 		Arch string `json:"arch,omitempty" enum:"amd64|arm64" help:"architecture that its hosts must have; any where not given"`
+		Over int    `json:"cpu_overcommit,omitempty" help:"how many virtual CPUs each processor may carry, 1 to 1000 (10)"`
 	}
 	writes(g, Operation{
 		Kind: resource.KindCluster, Verb: "create", Summary: "Create a cluster", Example: "shoalctl cluster create c1 --zone z1",
 		Help: "A cluster is a set of hosts that share storages and networks.",
 	}, func(tx resource.Tx, p *clusterCreate) (Outcome, error) {
-		return create(tx, &resource.Cluster{Meta: p.base(tx), ZoneID: p.Zone, State: resource.Enabled, Arch: p.Arch})
+		return create(tx, &resource.Cluster{Meta: p.base(tx), ZoneID: p.Zone, State: resource.Enabled, Arch: p.Arch, CPUOvercommit: p.Over})
 	})
 	type clusterUpdate struct {
 		getParams
 		metaChange
 		Arch *string `json:"arch,omitempty" enum:"amd64|arm64" help:"architecture that its hosts must have; an empty text for any"`
+		Over *int    `json:"cpu_overcommit,omitempty" help:"how many virtual CPUs each processor may carry, 1 to 1000"`
 	}
 	updatable(g, "c1 --name rack-1", "", func(p *clusterUpdate) (string, metaChange) { return p.ID, p.metaChange },
-		func(_ resource.Tx, p *clusterUpdate, c *resource.Cluster) error { set(&c.Arch, p.Arch); return nil })
+		func(_ resource.Tx, p *clusterUpdate, c *resource.Cluster) error {
+			set(&c.Arch, p.Arch)
+			set(&c.CPUOvercommit, p.Over)
+			return nil
+		})
 	switchable(g, "Its hosts are switched with it.", func(c *resource.Cluster) *resource.State { return &c.State }, switchHosts)
 	deletable(g, resource.KindCluster, "")
 }

@@ -149,14 +149,14 @@ func (p *placer) host(w wanted, h *resource.Host) (c choice, why string) {
 		u.CPUs -= vm.CPUs
 		u.MemoryMiB -= uint64(vm.MemoryMiB)
 	}
-	cpus, mem := resource.HostRoom(inv, u)
+	cpus, mem := resource.HostRoom(tx, h, inv, u)
 	if int64(w.memoryMiB) > mem {
 		return c, fmt.Sprintf("%d MiB of memory are wanted, %d MiB of %d MiB are free (%d MiB are reserved)",
 			w.memoryMiB, max(mem, 0), inv.MemoryMiB, resource.ReservedMemoryMiB(inv.MemoryMiB))
 	}
 	if w.cpus > cpus {
 		return c, fmt.Sprintf("%d virtual CPUs are wanted, %d of %d (%d for each of %d processors) are free",
-			w.cpus, max(cpus, 0), inv.CPUs*resource.CPUOvercommit, resource.CPUOvercommit, inv.CPUs)
+			w.cpus, max(cpus, 0), inv.CPUs*cl.Overcommit(), cl.Overcommit(), inv.CPUs)
 	}
 	storages, why := p.storages(h, w.volumes)
 	if why != "" {

@@ -169,7 +169,7 @@ func checkInvariants(t tester, e *plantest.Example) {
 			}
 		}
 		if ob := v.Observed().Host(h.ID); ob.Reported {
-			if cpus, mem := resource.HostRoom(ob.Facts.Inventory, u); cpus < 0 || mem < 0 {
+			if cpus, mem := resource.HostRoom(v, h, ob.Facts.Inventory, u); cpus < 0 || mem < 0 {
 				t.Errorf("host %s is over its capacity: %d CPUs, %d MiB left", h.Name, cpus, mem)
 			}
 		}

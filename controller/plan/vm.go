@@ -582,7 +582,11 @@ func UpdateVM(tx resource.Tx, changed *resource.VM) (*resource.VM, error) {
 			return nil, resource.Conflict("host_id", "host %s has not reported what it is: it is not known whether it has room", hostName(tx, vm.HostID)).
 				WithRemedy("stop the VM first, or wait for the host")
 		}
-		cpus, mem := resource.HostRoom(ob.Facts.Inventory, resource.UseOfHost(tx, vm.HostID))
+		h, err := resource.Get[*resource.Host](tx, vm.HostID)
+		if err != nil {
+			return nil, err
+		}
+		cpus, mem := resource.HostRoom(tx, h, ob.Facts.Inventory, resource.UseOfHost(tx, vm.HostID))
 		if d := int64(vm.MemoryMiB - more.MemoryMiB); d > 0 && d > mem {
 			return nil, &resource.Error{
 				Code: resource.CodeCapacity, Field: "memory_mib", Message: fmt.Sprintf("host %s has %d MiB free, %d MiB more are wanted", hostName(tx, vm.HostID), max(mem, 0), d),

@@ -4,8 +4,8 @@ import "shoal/desired"
 
 // What hosts and storages may be filled with.
 const (
-	// CPUOvercommit is how many virtual CPUs a processor of a host may carry.
-	CPUOvercommit = 10
+	// DefaultCPUOvercommit is how many virtual CPUs a processor of a host may carry, where its cluster does not say.
+	DefaultCPUOvercommit = 10
 	// UseThreshold is the share of a file system up to which it is filled.
 	UseThreshold = 0.9
 	// DefaultReservedBytes of a storage are never promised.
@@ -43,8 +43,12 @@ func UseOfHost(r Reader, host string) HostUse {
 }
 
 // HostRoom is what a host can take more, by what it reported of itself.
-func HostRoom(inv desired.Inventory, u HostUse) (cpus int, memoryMiB int64) {
-	return inv.CPUs*CPUOvercommit - u.CPUs, int64(inv.MemoryMiB-ReservedMemoryMiB(inv.MemoryMiB)) - int64(u.MemoryMiB)
+func HostRoom(r Reader, h *Host, inv desired.Inventory, u HostUse) (cpus int, memoryMiB int64) {
+	overcommit := DefaultCPUOvercommit
+	if c, ok := Find[*Cluster](r, h.ClusterID); ok {
+		overcommit = c.Overcommit()
+	}
+	return inv.CPUs*overcommit - u.CPUs, int64(inv.MemoryMiB-ReservedMemoryMiB(inv.MemoryMiB)) - int64(u.MemoryMiB)
 }
 
 // StorageUse is what is promised on a storage, or, with local storages, on a storage's part on one host.

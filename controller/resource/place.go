@@ -1,6 +1,7 @@
 package resource
 
 import (
+	"cmp"
 	"net/netip"
 	"path"
 	"slices"
@@ -34,6 +35,8 @@ type Cluster struct {
 	State  State  `json:"state"`
 	// Arch that hosts must have, "amd64" or "arm64"; empty for any.
 	Arch string `json:"arch,omitempty"`
+	// CPUOvercommit is how many virtual CPUs each processor of a host may carry, up to 1000; 0 for DefaultCPUOvercommit.
+	CPUOvercommit int `json:"cpu_overcommit,omitempty"`
 }
 
 // Kind implements Resource.
@@ -56,8 +59,14 @@ func (c *Cluster) Validate() error {
 	if c.Arch != "" && c.Arch != "amd64" && c.Arch != "arm64" {
 		return Invalid("arch", "%q is neither amd64 nor arm64", c.Arch)
 	}
+	if c.CPUOvercommit < 0 || c.CPUOvercommit > 1000 {
+		return Invalid("cpu_overcommit", "%d is not within 1..1000", c.CPUOvercommit)
+	}
 	return c.State.validate()
 }
+
+// Overcommit is how many virtual CPUs each processor of a host may carry.
+func (c *Cluster) Overcommit() int { return cmp.Or(c.CPUOvercommit, DefaultCPUOvercommit) }
 
 // Host is a machine that runs VMs.
 type Host struct {

@@ -197,7 +197,7 @@ type HostStatus struct {
 	// VMs belong to it, Running of them run or may be running.
 	VMs     int `json:"vms"`
 	Running int `json:"running"`
-	// CPUs are the processors; UsedCPUs and FreeCPUs count virtual ones, of which each processor carries CPUOvercommit.
+	// CPUs are the processors; UsedCPUs and FreeCPUs count virtual ones, of which each processor carries the cluster's CPUOvercommit.
 	CPUs          int    `json:"cpus"`
 	UsedCPUs      int    `json:"used_cpus"`
 	FreeCPUs      int    `json:"free_cpus"`
@@ -237,7 +237,7 @@ func hostStatus(r Reader, h *Host) HostStatus {
 	}
 	s.Behind = s.Gen < s.PublishedGen
 	if ob.Reported {
-		s.FreeCPUs, s.FreeMemoryMiB = HostRoom(inv, u)
+		s.FreeCPUs, s.FreeMemoryMiB = HostRoom(r, h, inv, u)
 	}
 	switch {
 	case ob.Connected && ob.Reported:
