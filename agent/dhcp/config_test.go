@@ -57,8 +57,13 @@ func TestIsolationRules(t *testing.T) {
 		"c": {Bridge: "br1", Port: "shdc", Server: netip.MustParsePrefix("fd00::2/64")},
 	}
 	links := []dhcp.Link{
-		{Name: "eth0", Master: "br0"}, {Name: "vnet3", Master: "br0"}, {Name: "sht1", Master: "br0"}, {Name: "shda", Master: "br0"},
-		{Name: "eth1", Master: "br1"}, {Name: "eth2", Master: "br2"}, {Name: "eth3"},
+		{Name: "eth0", Master: "br0"},
+		{Name: "vnet3", Master: "br0"},
+		{Name: "sht1", Master: "br0"},
+		{Name: "shda", Master: "br0"},
+		{Name: "eth1", Master: "br1"},
+		{Name: "eth2", Master: "br2"},
+		{Name: "eth3"},
 	}
 	golden(t, "isolation.golden", strings.Join(dhcp.Isolation(places, links), "\n")+"\n")
 }

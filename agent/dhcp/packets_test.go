@@ -143,8 +143,10 @@ func TestIsolationOverVXLAN(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"ip=10.5.0.11", "subnet=255.255.255.0", "router=10.5.0.1", "dns=8.8.8.8", "domain=a.example", "mtu=1450",
-		"serverid=10.5.0.2", "staticroutes=0.0.0.0/0 10.5.0.1 10.6.0.0/16 10.5.0.3", "hostname=vm-1"} {
+	for _, want := range []string{
+		"ip=10.5.0.11", "subnet=255.255.255.0", "router=10.5.0.1", "dns=8.8.8.8", "domain=a.example", "mtu=1450",
+		"serverid=10.5.0.2", "staticroutes=0.0.0.0/0 10.5.0.1 10.6.0.0/16 10.5.0.3", "hostname=vm-1",
+	} {
 		if !strings.Contains(out, want) {
 			t.Errorf("the guest was not told %s:\n%s", want, out)
 		}

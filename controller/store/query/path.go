@@ -465,6 +465,7 @@ func (nothing) All(resource.Kind) iter.Seq[resource.Resource] { return none[reso
 func (nothing) Named(resource.Kind, string) iter.Seq[resource.Resource] {
 	return none[resource.Resource]
 }
+
 func (nothing) Referrers(_, _ resource.Kind, _ string) iter.Seq[resource.Resource] {
 	return none[resource.Resource]
 }
@@ -473,6 +474,7 @@ func (nothing) HoldersFrom(_, _ string) iter.Seq[string]          { return none[
 func (nothing) Observed() resource.Observed                       { return nothing{} }
 func (nothing) Status(string, desired.Ref) (desired.Status, bool) { return desired.Status{}, false }
 func (nothing) Host(string) resource.HostObservation              { return resource.HostObservation{} }
+
 func (nothing) Published(string, desired.Ref) (resource.PublishedItem, bool) {
 	return resource.PublishedItem{}, false
 }

@@ -322,9 +322,11 @@ func TestSortFieldsLimit(t *testing.T) {
 		{Spec{Fields: []string{"name"}, Sort: []string{"-hostname"}, Limit: 1}, `[{"name":"DB"}]`},
 		{Spec{Fields: []string{"name"}, Offset: 4}, `[{"name":"web-4"},{"name":"web-5"}]`},
 		{Spec{Fields: []string{"name"}, Offset: 40}, `[]`},
-		{Spec{Fields: []string{"nic.ip", "hostname", "tags", "host.name", "volume.id"}, Conditions: []string{"cpus<=2"}},
+		{
+			Spec{Fields: []string{"nic.ip", "hostname", "tags", "host.name", "volume.id"}, Conditions: []string{"cpus<=2"}},
 			`[{"nic.ip":["10.0.0.0"],"hostname":"db.example.org","tags":["all","old","a,b"],"host.name":"host-1","volume.id":["vol0"]},` +
-				`{"nic.ip":["10.0.0.1"],"hostname":null,"tags":["all"],"host.name":"host-2","volume.id":["vol1"]}]`},
+				`{"nic.ip":["10.0.0.1"],"hostname":null,"tags":["all"],"host.name":"host-2","volume.id":["vol1"]}]`,
+		},
 	} {
 		res, got := run(c.spec)
 		if diff := cmp.Diff(c.want, got); diff != "" {
