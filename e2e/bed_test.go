@@ -14,6 +14,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // The shared bed lives in a net of its own, beside a demo or a developer's experiments.
@@ -41,6 +43,15 @@ func TestMain(m *testing.M) {
 			fmt.Fprintf(os.Stderr, "e2e: %s is missing: run ./scripts/task test-e2e, which builds it\n", f)
 			os.Exit(1)
 		}
+	}
+	// Two runs at once would clean up each other's bed.
+	lock, err := os.OpenFile(filepath.Join(os.TempDir(), "shoal-"+bedPrefix+".lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err == nil {
+		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "e2e: lock the bed:", err)
+		os.Exit(1)
 	}
 	code := m.Run()
 	if shared.bed != nil {

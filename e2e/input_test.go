@@ -58,6 +58,7 @@ func TestBadInput_IsRefusedAndLeavesNothing(t *testing.T) {
 		{"vm create bad --image tiny --cpu 1 --memory 999GiB --network net1", "memory"},
 		{"vm create bad --image tiny --offering tiny --network bad-net --count 5", "address"},
 		{"vm create bad --image tiny --offering tiny --network net1 --root-size 900TiB", "root"},
+		{"vm create bad --image tiny --offering tiny --network net1 --root-size 60TiB", "storage"},
 		{"iprange create bad --network bad-net --start 10.9.0.11 --end 10.9.0.20 --prefix 24 --gateway 10.9.0.1", "overlap"},
 		{"iprange create bad --network bad-net --start 10.9.0.20 --end 10.9.0.12 --prefix 24 --gateway 10.9.0.1", "end"},
 		{"l2 create bad --zone z1 --type vxlan --pool vx --vni 5000", "vni"},
