@@ -79,6 +79,8 @@ const (
 
 // lead does what only the leader does, until ctx or any part of it ends.
 func (c *controller) lead(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return c.store.Lead(ctx) })
 	for !c.store.Leading() {
@@ -93,7 +95,8 @@ func (c *controller) lead(ctx context.Context) error {
 		Store: c.store, Conn: c.site.Conn(), Stream: site.Desired, Touch: c.touch, Log: c.log,
 	})
 	if err != nil {
-		return err
+		cancel()
+		return errors.Join(err, group.Wait())
 	}
 	service := api.New(api.Config{
 		Store: c.store, Conn: c.site.Conn(), ImageURLs: c.images.URLs, Log: c.log,
@@ -156,15 +159,7 @@ func (c *controller) decide(ctx context.Context) error {
 		timer := time.NewTicker(decideEvery)
 		defer timer.Stop()
 		for {
-			if plan.Due(c.store.View(), time.Now().UTC()) {
-				err := c.commit(ctx, "controller.decide", func(tx resource.Tx) error {
-					_, err := plan.Tick(tx)
-					return err
-				})
-				if err != nil && ctx.Err() == nil {
-					c.log.Error().Err(err).Msg("decisions not taken")
-				}
-			}
+			c.tick(ctx)
 			select {
 			case <-ctx.Done():
 				return ctx.Err()
@@ -179,6 +174,34 @@ func (c *controller) decide(ctx context.Context) error {
 		}
 	})
 	return group.Wait()
+}
+
+// tick takes what decisions are due: all in one transaction, and, if one of them can't be taken, each in one of its own, so
+// that a resource which nobody foresaw holds up no other.
+func (c *controller) tick(ctx context.Context) {
+	if !plan.Due(c.store.View(), time.Now().UTC()) {
+		return
+	}
+	err := c.commit(ctx, "controller.decide", func(tx resource.Tx) error {
+		_, err := plan.Tick(tx)
+		return err
+	})
+	if err == nil || ctx.Err() != nil || errors.Is(err, store.ErrNotLeading) {
+		return
+	}
+	c.log.Warn().Err(err).Msg("decisions are taken one by one")
+	for _, ref := range plan.Pending(c.store.View(), time.Now().UTC()) {
+		err := c.commit(ctx, "controller.decide", func(tx resource.Tx) error {
+			_, err := plan.Follow(tx, ref.Kind, ref.ID)
+			return err
+		})
+		if ctx.Err() != nil || errors.Is(err, store.ErrNotLeading) {
+			return
+		}
+		if err != nil {
+			c.log.Error().Err(err).Str("kind", string(ref.Kind)).Str("id", ref.ID).Msg("decision not taken")
+		}
+	}
 }
 
 // changes calls fn for everything that is committed from now on. What is no longer in memory is left out.
