@@ -104,6 +104,8 @@ type Volume struct {
 	Bytes uint64 `json:"bytes"`
 	// Backing is the image that it is an overlay of; nil for none.
 	Backing *Backing `json:"backing,omitempty"`
+	// Exists says that its file was there before: that it is missing is a loss, and no work to do.
+	Exists bool `json:"exists,omitempty"`
 	// Absent is a tombstone: the file is to be removed. Only this removes it.
 	Absent bool `json:"absent,omitempty"`
 }

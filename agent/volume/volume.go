@@ -4,8 +4,8 @@
 //
 //   - A file is in its place whole or not at all, also after a crash or a cut download.
 //   - Data is removed by a tombstone only, and only while no QEMU of this host has it open.
-//   - A volume that this host has once had and that is gone is reported, never made anew: an empty disk in place of a lost
-//     one would hide the loss.
+//   - A volume that was there once, on this host or by its document on any, and that is gone is reported, never made anew: an
+//     empty disk in place of a lost one would hide the loss.
 //   - A file that is there and is not what the document says is never overwritten.
 //   - Nothing is made or missed in a pool whose marker is not there: an unmounted storage looks empty.
 //   - Images are checked by digest before they are used; downloads go on where they were cut off.
@@ -285,13 +285,19 @@ func (k *Kind) bring(ctx context.Context, id string, want desired.Volume, r *rec
 		return engine.Final(engine.Fault(desired.CodeInvalid, "", fmt.Errorf("volume %s is %s (%s) and can't become %s (%s)",
 			id, r.Spec.Path, r.Spec.Format, want.Path, want.Format)))
 	}
-	created := r != nil && r.Created
+	created := want.Exists || r != nil && r.Created
 	h := k.look(ctx, record{Spec: want, Created: created})
 	if h.Err != nil {
 		return h.Err
 	}
 	if !h.Exists {
 		if created {
+			if r == nil || !r.Created || r.Left {
+				// With a record it is looked at again and again, and found when it comes back.
+				if err := k.records.save(id, record{Spec: want, Created: true}); err != nil {
+					return err
+				}
+			}
 			return engine.Final(engine.Fault(desired.CodeMissing, "put the file back from a backup, or delete the volume",
 				fmt.Errorf("volume %s: %s was there and is gone; it is not made anew", id, want.Path)))
 		}

@@ -281,6 +281,32 @@ func conformance() []conformanceTest {
 			spec.Absent = true
 			b.want("v", spec, "")
 		}},
+		{"a volume that another host had and that is lost is not made anew", func(t *testing.T, a *agent) {
+			spec := a.vol("v")
+			a.want("v", spec, "")
+			kept, err := a.bed.files.Head(spec.Path, 1<<20)
+			if err != nil {
+				t.Fatal(err)
+			}
+			a.bed.drop(t, spec.Path)
+			spec.Exists = true
+			b := newAgent(t, a.bed, t.TempDir(), "h2") // it has no record
+			_, err = b.Ensure(t.Context(), "v", spec, nil)
+			if f := engine.FaultOf(err); f.Code != desired.CodeMissing || !strings.Contains(f.Remedy, "backup") {
+				t.Fatalf("ensure: %+v (%v)", f, err)
+			}
+			if b.exists(spec.Path) {
+				t.Error("an empty volume stands in for the lost one")
+			}
+			// It is looked for until it is back, also by an agent that was restarted.
+			b = newAgent(t, a.bed, b.cfg.Data, "h2")
+			b.wantDiff("v", spec, "missing")
+			a.bed.put(t, spec.Path, kept)
+			b.wantDiff("v", spec, "")
+			// That it exists is no work to do for the host that made it.
+			a.wantDiff("v", spec, "")
+			a.want("v", spec, "")
+		}},
 		{"foreign files are not touched", func(t *testing.T, a *agent) {
 			spec := a.vol("v")
 			foreign := []byte(strings.Repeat("precious ", 100))

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -551,6 +552,95 @@ func TestVolumeIsGivenAwayOnlyWhenLetGo(t *testing.T) {
 	do(t, e, "volume.resize", func(tx resource.Tx) error { _, err := plan.ResizeVolume(tx, vol.ID, 2<<30); return err })
 	wantError(t, e.Do("volume.resize", func(tx resource.Tx) error { _, err := plan.ResizeVolume(tx, vol.ID, 1<<30); return err }), resource.CodeInvalid, "only ever grows")
 	wantError(t, e.Do("volume.resize", func(tx resource.Tx) error { _, err := plan.ResizeVolume(tx, vol.ID, 5<<40); return err }), resource.CodeCapacity, "storage nfs")
+}
+
+// A volume that a host has reported is told to hosts as one that exists, for the rest of its life, and nobody waits for that.
+func TestVolumeThatWasMadeExists(t *testing.T) {
+	exists := func(e *plantest.Example, host, id string) bool {
+		t.Helper()
+		for _, it := range e.Items(host) {
+			if it.Ref() == resource.VolumeRef(id) {
+				v, err := desired.DecodeSpec[desired.Volume](it)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return v.Exists
+			}
+		}
+		t.Fatalf("volume %s is not in the document of %s", id, host)
+		return false
+	}
+	publish := func(e *plantest.Example) {
+		t.Helper()
+		if err := e.Publish(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rootOf := func(e *plantest.Example, vm string) *resource.Volume {
+		return slices.Collect(resource.Referrers[*resource.Volume](e.View(), resource.KindVM, vm))[0]
+	}
+
+	e := plantest.NewExample(1, 2)
+	spec := e.VMSpec("a")
+	spec.RootStorageID, spec.HostID = e.IDs["nfs"], e.IDs["h1"]
+	vm := mustVM(t, e, spec)
+	root := rootOf(e, vm.ID)
+	publish(e)
+	e.Report(vm.HostID, resource.VolumeRef(root.ID), desired.Status{Phase: desired.PhaseRetrying}, desired.VolumeFacts{})
+	if changed, err := e.Tick(); err != nil || changed || exists(e, vm.HostID, root.ID) {
+		t.Fatalf("a volume that is not made exists: %v %v", changed, err)
+	}
+	e.Work()
+	if changed, err := e.Tick(); err != nil || !changed {
+		t.Fatalf("tick: %v %v", changed, err)
+	}
+	before := e.Items(vm.HostID)
+	publish(e)
+	if !exists(e, vm.HostID, root.ID) {
+		t.Fatal("a volume that was made does not exist")
+	}
+	for i, it := range e.Items(vm.HostID) {
+		if changed := it.Rev != before[i].Rev; changed != (it.Ref() == resource.VolumeRef(root.ID)) {
+			t.Errorf("%s changed: %v", it.Ref(), changed)
+		}
+	}
+	// The host has not seen the item as it is now: the create is done all the same.
+	for task := range resource.All[*resource.Task](e.View()) {
+		if c := resource.Converge(e.View(), task); task.ResourceID == vm.ID && !c.Done {
+			t.Errorf("%s waits: %+v", task.Op, c.Waiting)
+		}
+	}
+	settle(t, e)
+
+	// On another host it is still known, also when it moves before anybody took note of the report.
+	b := mustVM(t, e, func() plan.VMSpec { s := spec; s.Name = "b"; return s }())
+	broot := rootOf(e, b.ID)
+	publish(e)
+	do(t, e, "vm.stop", func(tx resource.Tx) error { _, err := plan.StopVM(tx, b.ID, plan.StopOptions{}); return err })
+	publish(e)
+	e.Work()
+	do(t, e, "vm.start", func(tx resource.Tx) error { _, err := plan.StartVM(tx, b.ID, e.IDs["h2"]); return err })
+	publish(e)
+	if !exists(e, e.IDs["h2"], broot.ID) {
+		t.Error("a volume is forgotten when it moves")
+	}
+	// The same for a volume that is taken from its VM.
+	var data *resource.Volume
+	do(t, e, "volume.create", func(tx resource.Tx) (err error) {
+		if data, err = plan.CreateVolume(tx, plan.VolumeSpec{Name: "d", Bytes: 1 << 30, StorageID: e.IDs["nfs"]}); err == nil {
+			_, err = plan.AttachVolume(tx, data.ID, vm.ID)
+		}
+		return err
+	})
+	publish(e)
+	e.Work()
+	do(t, e, "volume.detach", func(tx resource.Tx) error { _, err := plan.DetachVolume(tx, data.ID); return err })
+	settle(t, e)
+	do(t, e, "volume.attach", func(tx resource.Tx) error { _, err := plan.AttachVolume(tx, data.ID, b.ID); return err })
+	publish(e)
+	if !exists(e, e.IDs["h2"], data.ID) {
+		t.Error("a volume is forgotten when it is detached")
+	}
 }
 
 func TestGuestShutDown(t *testing.T) {

@@ -187,7 +187,7 @@ func (d *document) volume(v *resource.Volume) error {
 		spec.Absent = true
 		return d.add(resource.VolumeRef(v.ID), spec, needs, v)
 	}
-	spec.Bytes = v.Bytes
+	spec.Bytes, spec.Exists = v.Bytes, v.Made
 	if b := v.Backing; b != nil {
 		ref := resource.ImageRef(s.ID, v.ImageID)
 		img := &desired.Image{Pool: s.ID, Image: v.ImageID, Path: imagePath(s, v.ImageID), SHA256: b.SHA256, Bytes: b.Bytes, Format: b.Format}

@@ -242,6 +242,16 @@ func decideVolume(r resource.Reader, now time.Time, v *resource.Volume) decision
 	switch {
 	case v.Expunging:
 		return decideTombstone(r, v)
+	case !v.Made && made(r, v):
+		return func(tx resource.Tx) error {
+			v, ok := resource.Find[*resource.Volume](tx, v.ID)
+			if !ok {
+				return nil
+			}
+			v = resource.Copy(v)
+			v.Made = true
+			return tx.Put(v)
+		}
 	case v.LeavingVMID != "":
 		if !letGo(r, v) {
 			return nil
@@ -268,6 +278,27 @@ func decideVolume(r resource.Reader, now time.Time, v *resource.Volume) decision
 	default:
 		return nil
 	}
+}
+
+// made reports whether a volume's file has been there: it is known, or the host that has it or had it last says so. Whatever
+// gives a volume to another host keeps this first, for the report goes with the item.
+func made(r resource.Reader, v *resource.Volume) bool {
+	if v.Made {
+		return true
+	}
+	for _, host := range []string{resource.VolumeHost(r, v), v.LastHostID} {
+		if host == "" {
+			continue
+		}
+		st, ok := r.Observed().Status(host, resource.VolumeRef(v.ID))
+		if !ok || st.Phase != desired.PhaseReady {
+			continue
+		}
+		if f, err := desired.DecodeFacts[desired.VolumeFacts](st); err == nil && !f.Absent {
+			return true
+		}
+	}
+	return false
 }
 
 // letGo reports whether the VM that a volume was taken from has confirmed that it no longer has it.

@@ -430,6 +430,7 @@ func StartVM(tx resource.Tx, id, hostID string) (*resource.VM, error) {
 		vm.HostID, vm.ClusterID = c.host.ID, c.host.ClusterID
 		for _, v := range volumes {
 			v = resource.Copy(v)
+			v.Made = made(tx, v)
 			v.LastHostID = c.host.ID
 			if err := tx.Put(v); err != nil {
 				return nil, err

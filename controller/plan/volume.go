@@ -213,6 +213,7 @@ func AttachVolume(tx resource.Tx, id, vmID string) (*resource.Volume, error) {
 			return nil, resource.Conflict("vm_id", "volume %s lies on host %s, and VM %s is on host %s", v.Name, hostName(tx, v.HostID), vm.Name, h.Name).
 				WithRemedy("attach it to a VM of host %s", hostName(tx, v.HostID))
 		}
+		v.Made = made(tx, v)
 		v.LastHostID = vm.HostID
 	}
 	for i := 1; ; i++ {
@@ -236,6 +237,7 @@ func vmName(r resource.Reader, id string) string {
 // to one file system would destroy it.
 func release(tx resource.Tx, v *resource.Volume, vm *resource.VM) error {
 	v = resource.Copy(v)
+	v.Made = made(tx, v)
 	v.VMID, v.Target = "", ""
 	if !resource.ConfirmedOff(tx, vm) {
 		v.LeavingVMID = vm.ID

@@ -256,6 +256,8 @@ type Volume struct {
 	Path      string `json:"path,omitempty"`
 	// LastHostID is the host whose document named it last; empty for a volume that no host has made yet.
 	LastHostID string `json:"last_host_id,omitempty"`
+	// Made is set once a host has reported its file: from then on no host makes it anew, wherever the volume goes.
+	Made bool `json:"made,omitempty"`
 	// VMID is the VM that has it; empty for a detached data volume.
 	VMID string `json:"vm_id,omitempty"`
 	// LeavingVMID is the VM that it was taken from, until that VM's host has confirmed that it let go.
