@@ -4,8 +4,12 @@ package cmd
 import (
 	"encoding/json"
 	"errors"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"io"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -13,21 +17,22 @@ import (
 
 // pkg is what `go list` says of a package.
 type pkg struct {
-	ImportPath  string
-	Doc         string
-	Imports     []string
-	TestImports []string
-	GoFiles     []string
+	ImportPath   string
+	Dir          string
+	Doc          string
+	Imports      []string
+	TestImports  []string
+	XTestImports []string
+	GoFiles      []string
 }
 
 func packages(t *testing.T) []pkg {
 	t.Helper()
-	cmd := exec.Command("go", "list", "-json=ImportPath,Doc,Imports,TestImports,GoFiles", "./...")
+	cmd := exec.Command("go", "list", "-json=ImportPath,Dir,Doc,Imports,TestImports,XTestImports,GoFiles", "./...")
 	cmd.Dir = ".."
 	out, err := cmd.Output()
 	if err != nil {
-		var exit *exec.ExitError
-		if errors.As(err, &exit) {
+		if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 			t.Fatalf("go list: %v\n%s", err, exit.Stderr)
 		}
 		t.Fatal(err)
@@ -64,6 +69,9 @@ func ours(imports []string) []string {
 // kinds are the packages that drive one sort of thing on a host.
 var kinds = []string{"agent/netdev", "agent/dhcp", "agent/secgroup", "agent/pool", "agent/volume", "agent/domain"}
 
+// seams are what a kind may use besides its own backend; agent/xtables is one that dhcp and secgroup share.
+var seams = []string{"desired", "agent/engine", "agent/host", "agent/xtables"}
+
 // TestDependencyRules checks section 2 of the design: who may import whom.
 func TestDependencyRules(t *testing.T) {
 	mayNATS := []string{
@@ -83,17 +91,20 @@ func TestDependencyRules(t *testing.T) {
 				t.Errorf("%s imports %s: it must stand alone", p.ImportPath, i)
 			case within(p.ImportPath, "controller") && within(i, "agent"), within(p.ImportPath, "agent") && within(i, "controller"):
 				t.Errorf("%s imports %s: controller and agent share desired and subjects only", p.ImportPath, i)
-			case slices.Contains(kinds, p.ImportPath) && slices.Contains(kinds, i):
-				t.Errorf("%s imports %s: a kind never imports another", p.ImportPath, i)
+			case slices.Contains(kinds, p.ImportPath) && !slices.Contains(seams, i) && !within(i, p.ImportPath):
+				t.Errorf("%s imports %s: a kind uses %v and its own backend, never another kind", p.ImportPath, i, seams)
+			case within(i, "agent/sim") && !within(p.ImportPath, "agent/sim"):
+				t.Errorf("%s imports %s: it is for tests", p.ImportPath, i)
 			case p.ImportPath == "agent/engine" && i != "desired":
 				t.Errorf("%s imports %s: the engine knows desired only", p.ImportPath, i)
 			}
 		}
-		if p.ImportPath == "e2e" {
-			for _, i := range ours(slices.Concat(p.Imports, p.TestImports)) {
-				if i != "subjects" && i != "desired" {
-					t.Errorf("e2e imports %s: it is a black-box test", i)
-				}
+		for _, i := range ours(slices.Concat(p.TestImports, p.XTestImports)) {
+			switch {
+			case within(p.ImportPath, "e2e") && i != "subjects" && i != "desired":
+				t.Errorf("e2e imports %s: it is a black-box test", i)
+			case within(p.ImportPath, "controller") && within(i, "agent"), within(p.ImportPath, "agent") && within(i, "controller"):
+				t.Errorf("the tests of %s import %s: controller and agent share desired and subjects only", p.ImportPath, i)
 			}
 		}
 		for _, i := range p.Imports {
@@ -108,6 +119,71 @@ func TestDependencyRules(t *testing.T) {
 				(slices.Contains([]string{"os", "math/rand", "math/rand/v2", "crypto/rand"}, i) || within(i, "github.com/rs/zerolog", "github.com/nats-io")):
 				t.Errorf("%s imports %s: it must be pure", p.ImportPath, i)
 			}
+		}
+	}
+}
+
+// TestPureCodeHasNoClock: what plan and resource decide depends on the time that they are given, so that a decision can be repeated.
+func TestPureCodeHasNoClock(t *testing.T) {
+	clock := []string{"Now", "Since", "Until", "Sleep", "After", "AfterFunc", "Tick", "NewTimer", "NewTicker"}
+	seen := 0
+	for _, p := range packages(t) {
+		if p.ImportPath != "controller/plan" && p.ImportPath != "controller/resource" {
+			continue
+		}
+		for _, name := range p.GoFiles {
+			files := token.NewFileSet()
+			file, err := parser.ParseFile(files, filepath.Join(p.Dir, name), nil, parser.SkipObjectResolution)
+			if err != nil {
+				t.Fatal(err)
+			}
+			seen++
+			for _, use := range usesOf(file, "time", clock) {
+				t.Errorf("%s: %s reads the clock: take the time as a parameter", files.Position(use.Pos()), use.Sel.Name)
+			}
+		}
+	}
+	if seen == 0 {
+		t.Error("no file was looked at")
+	}
+}
+
+// usesOf finds where a file names one of these things of a package, under whatever name it imports it.
+func usesOf(file *ast.File, path string, names []string) []*ast.SelectorExpr {
+	local := ""
+	for _, i := range file.Imports {
+		if i.Path.Value == `"`+path+`"` {
+			local = path
+			if i.Name != nil {
+				local = i.Name.Name
+			}
+		}
+	}
+	var uses []*ast.SelectorExpr
+	ast.Inspect(file, func(n ast.Node) bool {
+		if s, ok := n.(*ast.SelectorExpr); ok && local != "" && slices.Contains(names, s.Sel.Name) {
+			if x, ok := s.X.(*ast.Ident); ok && x.Name == local {
+				uses = append(uses, s)
+			}
+		}
+		return true
+	})
+	return uses
+}
+
+func TestUsesOf(t *testing.T) {
+	for src, want := range map[string]int{
+		`package p; import "time"; var a, b = time.Now(), time.Second`:                   1,
+		`package p; import clock "time"; func f() { g(clock.Now); _ = time.Now }`:        1,
+		`package p; import "shoal/time"; var a = time.Now()`:                             0,
+		`package p; import "time"; type t struct{ Now time.Time }; func f(x t) { x.Now}`: 0,
+	} {
+		file, err := parser.ParseFile(token.NewFileSet(), "x.go", src, parser.SkipObjectResolution)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := len(usesOf(file, "time", []string{"Now", "Since"})); got != want {
+			t.Errorf("%s: %d uses, want %d", src, got, want)
 		}
 	}
 }

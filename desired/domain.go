@@ -21,6 +21,9 @@ type Domain struct {
 	Name  string `json:"name"`
 	Title string `json:"title,omitempty"`
 	Power Power  `json:"power"`
+	// Wish grows each time somebody asks the VM to run. A guest that shut itself down stays off only for the wish that it was
+	// running by: a newer one starts it, whatever was missed in between.
+	Wish uint64 `json:"wish,omitempty"`
 	// Force goes to off without asking the guest; otherwise the guest gets StopSeconds to obey ACPI first.
 	Force       bool `json:"force,omitempty"`
 	StopSeconds int  `json:"stop_seconds,omitempty"`
@@ -99,7 +102,7 @@ const (
 type DomainFacts struct {
 	State DomainState `json:"state"`
 	// ByGuest is true when the domain is off because its guest shut itself down, although Power says on. The agent
-	// leaves it so: whether it is a wish is the controller's to decide.
+	// leaves it so until Wish grows: whether it is to be off is the controller's to decide.
 	ByGuest bool `json:"by_guest,omitempty"`
 	// Started is when the running domain was started; zero when it is off or was started before the agent knew it.
 	Started time.Time `json:"started,omitzero"`

@@ -94,8 +94,7 @@ func inside(name string, f func(*netlink.Handle) error) (ok bool, err error) {
 func (Linux) Inside(_ context.Context, namespace string) (addrs []netip.Prefix, up bool, err error) {
 	ok, err := inside(namespace, func(h *netlink.Handle) error {
 		l, err := h.LinkByName(Inner)
-		var none netlink.LinkNotFoundError
-		if errors.As(err, &none) {
+		if _, ok := errors.AsType[netlink.LinkNotFoundError](err); ok {
 			return nil
 		}
 		if err != nil {
@@ -341,9 +340,9 @@ func (Linux) Daemon(_ context.Context, dir, namespace string) (string, int, erro
 	if err != nil {
 		return "", 0, err
 	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
-	if err != nil || pid <= 1 {
-		return "", 0, nil //nolint:nilerr // cut off by a crash: as good as none
+	pid, _ := strconv.Atoi(strings.TrimSpace(string(b)))
+	if pid <= 1 { // a file that a crash has cut off is as good as none
+		return "", 0, nil
 	}
 	conf := confOf(pid, dir)
 	if conf == "" {
@@ -353,7 +352,7 @@ func (Linux) Daemon(_ context.Context, dir, namespace string) (string, int, erro
 	var mine, named unix.Stat_t
 	if unix.Stat(fmt.Sprintf("/proc/%d/ns/net", pid), &mine) != nil || unix.Stat(runNetns+namespace, &named) != nil ||
 		mine.Ino != named.Ino || mine.Dev != named.Dev {
-		return "", 0, nil
+		return "", 0, nil //nolint:nilerr // either is gone, so it serves nobody
 	}
 	return conf, pid, nil
 }

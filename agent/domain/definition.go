@@ -38,6 +38,8 @@ type mark struct {
 	Hash string `xml:"hash,attr"`
 	// Power is what the domain was last brought to.
 	Power markPower `xml:"power,attr"`
+	// Wish is the document's when Power was written: a guest that shut itself down did so against this one.
+	Wish uint64 `xml:"wish,attr"`
 }
 
 // markPower survives restarts of agent, libvirtd and host, unlike libvirt's reason for a domain being off.
@@ -52,12 +54,12 @@ const (
 
 // element is the mark as libvirt takes it, without the prefix, which libvirt adds.
 func (m mark) element() string {
-	return fmt.Sprintf(`<domain id=%q hash=%q power=%q/>`, m.ID, m.Hash, string(m.Power))
+	return fmt.Sprintf(`<domain id=%q hash=%q power=%q wish="%d"/>`, m.ID, m.Hash, string(m.Power), m.Wish)
 }
 
 // metadata is the mark as it stands in a definition.
 func (m mark) metadata() string {
-	return fmt.Sprintf(`<%s:domain xmlns:%s=%q id=%q hash=%q power=%q/>`, markPrefix, markPrefix, markSpace, m.ID, m.Hash, string(m.Power))
+	return fmt.Sprintf(`<%s:domain xmlns:%s=%q id=%q hash=%q power=%q wish="%d"/>`, markPrefix, markPrefix, markSpace, m.ID, m.Hash, string(m.Power), m.Wish)
 }
 
 // parseMark finds our element among those that others may have put there.

@@ -72,10 +72,15 @@ func (s *Socket) dial(ctx context.Context) (*conn, error) {
 		return nil, fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
 	l := golibvirt.NewWithDialer(onceDialer{raw})
-	done := make(chan error, 1)
-	go func() { done <- l.ConnectToURI(golibvirt.QEMUSystem) }()
+	var connected error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		connected = l.ConnectToURI(golibvirt.QEMUSystem)
+	}()
 	select {
-	case err = <-done:
+	case <-done:
+		err = connected
 	case <-ctx.Done():
 		// A stopped libvirtd takes connections and says nothing.
 		_ = raw.Close()

@@ -41,6 +41,9 @@ type Runner interface {
 	Run(ctx context.Context, c Command) ([]byte, error)
 }
 
+// ErrNotInstalled is in the error of a program that is not there.
+var ErrNotInstalled = exec.ErrNotFound
+
 // ExitError is a program that could not be run or did not exit with 0.
 type ExitError struct {
 	Command string
@@ -85,8 +88,7 @@ func (Machine) Run(ctx context.Context, c Command) ([]byte, error) {
 		return out.Bytes(), nil
 	}
 	e := &ExitError{Command: c.String(), Code: -1, Err: err, Stderr: tail(errOut.String(), 4096)}
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		e.Code = exit.ExitCode()
 	}
 	if ctx.Err() != nil {

@@ -314,11 +314,11 @@ func (Kernel) Watch(ctx context.Context, changed func(string)) error {
 	defer func() {
 		stop()
 		go func() {
-			for range links { //nolint:revive // emptied
+			for range links {
 			}
 		}()
 		go func() {
-			for range neighs { //nolint:revive // emptied
+			for range neighs {
 			}
 		}()
 	}()

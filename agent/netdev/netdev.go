@@ -334,6 +334,7 @@ func (k *Kind) ensure(ctx context.Context, id string, w desired.NetDev, have *De
 			}
 		}
 		err = k.own(ctx, up, Link{Name: uplink, Type: "vxlan", Alias: alias, VNI: w.VXLAN.VNI, Local: w.VXLAN.Local, Port: w.VXLAN.Port}, links)
+	default: // has no uplink that we make
 	}
 	if err != nil {
 		return err

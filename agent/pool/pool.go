@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -388,11 +389,11 @@ func (k *Kind) bring(ctx context.Context, id string, r *record) error {
 			if err := k.cfg.Machine.MkdirAll(want.Path); err != nil {
 				return none, err
 			}
-			real, err := k.cfg.Machine.Resolve(want.Path)
+			resolved, err := k.cfg.Machine.Resolve(want.Path)
 			if err != nil {
 				return none, err
 			}
-			return none, checkPath(real)
+			return none, checkPath(resolved)
 		})
 		if err != nil {
 			return err
@@ -540,9 +541,7 @@ func (k *Kind) Watch(ctx context.Context, changed func(id string)) error {
 func (k *Kind) probe(ctx context.Context, changed func(id string)) {
 	k.mu.Lock()
 	before := make(map[string]Have, len(k.told))
-	for id, h := range k.told {
-		before[id] = h
-	}
+	maps.Copy(before, k.told)
 	k.mu.Unlock()
 	now, err := k.Observe(ctx)
 	if err != nil {

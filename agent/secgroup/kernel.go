@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"strings"
 
 	"shoal/agent/host"
@@ -57,9 +56,6 @@ func (m Machine) FilterBridges() error {
 	}
 	return nil
 }
-
-// missingProgram says that a command is not installed.
-func missingProgram(err error) bool { return errors.Is(err, exec.ErrNotFound) }
 
 // isNFT reads a tool's --version.
 func isNFT(version []byte) bool { return bytes.Contains(version, []byte("nf_tables")) }

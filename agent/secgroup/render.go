@@ -221,6 +221,7 @@ func appendRule(rules []string, tool xtables.Tool, r desired.Rule, address, dire
 		} else {
 			b.WriteString("-p ipv6-icmp ")
 		}
+	default: // every protocol
 	}
 	if r.Set != "" {
 		fmt.Fprintf(&b, "-m set --match-set %s %s ", setName(r.Set, tool == xtables.IPv4), direction)

@@ -151,7 +151,7 @@ func (t *Table) generation(ctx context.Context) (uint32, bool) {
 		nft := true
 		for _, tool := range tools {
 			out, err := t.run.Run(ctx, host.Command{Name: string(tool), Args: []string{"--version"}})
-			if missingProgram(err) && tool == xtables.Ethernet {
+			if errors.Is(err, host.ErrNotInstalled) && tool == xtables.Ethernet {
 				continue
 			}
 			if err != nil {
@@ -178,7 +178,7 @@ func (t *Table) read(ctx context.Context) (map[xtables.Tool]xtables.Table, error
 		now := map[xtables.Tool]xtables.Table{}
 		for _, tool := range tools {
 			table, err := xtables.Read(ctx, t.run, tool)
-			if missingProgram(err) && tool == xtables.Ethernet {
+			if errors.Is(err, host.ErrNotInstalled) && tool == xtables.Ethernet {
 				// Only needed against spoofing: what needs it says so when it is applied.
 				table, err = xtables.Table{}, nil
 			}

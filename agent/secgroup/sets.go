@@ -314,7 +314,7 @@ func sorted(addrs []netip.Addr) []netip.Addr {
 // delta compares sorted addresses.
 func delta(have, want []netip.Addr) (add, del []netip.Addr) {
 	for len(have) > 0 || len(want) > 0 {
-		c := 0
+		var c int
 		switch {
 		case len(have) == 0:
 			c = 1

@@ -106,8 +106,8 @@ func (s *Storage) locked(f func()) {
 }
 
 func (s *Storage) unmount(dir string) bool {
-	for i := len(s.mounts) - 1; i >= 0; i-- {
-		if s.mounts[i].Path == dir {
+	for i, v := range slices.Backward(s.mounts) {
+		if v.Path == dir {
 			s.mounts = slices.Delete(s.mounts, i, i+1)
 			s.change++
 			return true
@@ -348,13 +348,13 @@ func (s *Storage) Publish(from, to string, perm fs.FileMode) error {
 func (s *Storage) Remove(name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	real := s.enter(name)
-	if f := s.files[real]; f != nil {
+	file := s.enter(name)
+	if f := s.files[file]; f != nil {
 		if err := s.writable(name, 0); err != nil {
 			return err
 		}
 		s.free += uint64(len(f.content))
-		delete(s.files, real)
+		delete(s.files, file)
 	}
 	return nil
 }
@@ -363,10 +363,10 @@ func (s *Storage) Remove(name string) error {
 func (s *Storage) List(dir string) ([]string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	real := s.enter(dir)
+	file := s.enter(dir)
 	var names []string
 	for n := range s.files {
-		if path.Dir(n) == real {
+		if path.Dir(n) == file {
 			names = append(names, path.Base(n))
 		}
 	}
@@ -468,8 +468,7 @@ func (s *Storage) Run(ctx context.Context, c host.Command) ([]byte, error) {
 // qcow2Header is the beginning of a version 3 file.
 func qcow2Header(size uint64, backing, backingFormat string) []byte {
 	be := binary.BigEndian
-	b := make([]byte, 104)
-	copy(b, "QFI\xfb")
+	b := append([]byte("QFI\xfb"), make([]byte, 100)...)
 	be.PutUint32(b[4:], 3)
 	be.PutUint32(b[20:], 16)
 	be.PutUint64(b[24:], size)

@@ -59,7 +59,7 @@ func (id *Identity) claims(a Account) *jwt.AccountClaims {
 	c := jwt.NewAccountClaims(id.AccountID(a))
 	c.Name = string(a)
 	for _, l := range links() {
-		typ := jwt.ExportType(jwt.Service)
+		typ := jwt.Service
 		if l.stream {
 			typ = jwt.Stream
 		}

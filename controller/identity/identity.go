@@ -121,8 +121,8 @@ func create(dir string) error {
 		return err
 	}
 	defer os.RemoveAll(tmp)
-	for name, make := range keyNames() {
-		k, err := make()
+	for name, generate := range keyNames() {
+		k, err := generate()
 		if err != nil {
 			return fmt.Errorf("make key %s: %w", name, err)
 		}

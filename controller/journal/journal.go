@@ -357,10 +357,10 @@ func (j *Journal) Tail(ctx context.Context, after Position, fn func(Message) err
 	return j.follow(ctx, after, fn)
 }
 
-// errConsumer marks an error of the function that consumes messages, which ends the reading.
-type errConsumer struct{ error }
+// consumerError marks an error of the function that consumes messages, which ends the reading.
+type consumerError struct{ error }
 
-func (e errConsumer) Unwrap() error { return e.error }
+func (e consumerError) Unwrap() error { return e.error }
 
 func (j *Journal) follow(ctx context.Context, at Position, fn func(Message) error) error {
 	for wait := 50 * time.Millisecond; ; {
@@ -373,12 +373,12 @@ func (j *Journal) follow(ctx context.Context, at Position, fn func(Message) erro
 				return err
 			}
 			if err := fn(m); err != nil {
-				return errConsumer{err}
+				return consumerError{err}
 			}
 			at, wait = m.Position, 50*time.Millisecond
 			return nil
 		})
-		var own errConsumer
+		var own consumerError
 		switch {
 		case err == nil: // fn said ErrStop
 			return nil

@@ -506,7 +506,7 @@ func (d *document) secgroup(n *resource.NIC) error {
 
 func (d *document) vm(vm *resource.VM, nics []*resource.NIC) error {
 	dom := &desired.Domain{
-		Name: "shoal-" + vm.ID, Title: vm.Name, Power: vm.Power, StopSeconds: vm.StopSeconds, CPUs: vm.CPUs, MemoryMiB: vm.MemoryMiB,
+		Name: "shoal-" + vm.ID, Title: vm.Name, Power: vm.Power, Wish: vm.Wish, StopSeconds: vm.StopSeconds, CPUs: vm.CPUs, MemoryMiB: vm.MemoryMiB,
 		Machine: vm.Machine, CPUMode: vm.CPUMode, ConsoleLog: path.Join(ConsoleDir, vm.ID+".log"), Act: vm.Act,
 	}
 	var needs []desired.Ref

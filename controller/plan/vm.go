@@ -37,8 +37,9 @@ func CreateVM(tx resource.Tx, spec VMSpec) (*resource.VM, error) {
 	if spec.StopSeconds != nil {
 		vm.StopSeconds = *spec.StopSeconds
 	}
+	vm.Wish = 1
 	if spec.Stopped {
-		vm.Power = desired.PowerOff
+		vm.Power, vm.Wish = desired.PowerOff, 0
 	}
 	if err := sizeOf(tx, vm); err != nil {
 		return nil, err
@@ -356,13 +357,15 @@ func putVM(tx resource.Tx, vm *resource.VM) (*resource.VM, error) {
 	return resource.Get[*resource.VM](tx, vm.ID)
 }
 
-// guestShutDown reports whether a VM that is wanted on is off because its guest shut itself down.
+// guestShutDown reports whether a VM that is wanted on is off because its guest shut itself down. Only a host that is at rest
+// with the very document that was published last can say so: before that it may be about to start the VM by a newer wish.
 func guestShutDown(r resource.Reader, vm *resource.VM) bool {
 	if vm.Power != desired.PowerOn {
 		return false
 	}
-	st, ok := resource.Current(r, vm.HostID, resource.DomainRef(vm.ID), vm.Rev)
-	if !ok {
+	ref := resource.DomainRef(vm.ID)
+	st, ok := resource.Current(r, vm.HostID, ref, vm.Rev)
+	if p, _ := r.Observed().Published(vm.HostID, ref); !ok || st.Rev != p.Rev || st.Phase != desired.PhaseReady {
 		return false
 	}
 	f, err := desired.DecodeFacts[desired.DomainFacts](st)
@@ -383,10 +386,8 @@ func StartVM(tx resource.Tx, id, hostID string) (*resource.VM, error) {
 		if hostID != "" && hostID != vm.HostID {
 			return nil, resource.Conflict("host_id", "VM %s is on already, on another host", vm.Name).WithRemedy("stop it first")
 		}
-		if guestShutDown(tx, vm) {
-			vm.ActSeq++
-			vm.Act = &desired.Act{Seq: vm.ActSeq, Verb: desired.VerbReboot}
-		}
+		// Its guest may have shut itself down, known here or not yet.
+		vm.Wish++
 		return putVM(tx, vm)
 	case desired.PowerOff:
 	}
@@ -438,6 +439,7 @@ func StartVM(tx resource.Tx, id, hostID string) (*resource.VM, error) {
 		}
 	}
 	vm.Power, vm.Force, vm.Act, vm.Ran = desired.PowerOn, false, nil, true
+	vm.Wish++
 	return putVM(tx, vm)
 }
 
@@ -486,6 +488,7 @@ func act(tx resource.Tx, id string, verb desired.Verb) (*resource.VM, error) {
 	}
 	vm.ActSeq++
 	vm.Act = &desired.Act{Seq: vm.ActSeq, Verb: verb}
+	vm.Wish++
 	return putVM(tx, vm)
 }
 
@@ -508,6 +511,9 @@ func power(tx resource.Tx, id string, from, to desired.Power, name string) (*res
 		return nil, resource.Conflict("power", "VM %s is not %s but wanted %s", vm.Name, name, vm.Power)
 	}
 	vm.Power, vm.Act = to, nil
+	if to == desired.PowerOn {
+		vm.Wish++
+	}
 	return putVM(tx, vm)
 }
 

@@ -63,12 +63,12 @@ func (p *Publisher) readBucket(ctx context.Context, host string) (bucket, error)
 		}
 		it, err := desired.DecodeItem(m.Data)
 		if err != nil {
-			// Written by nobody of ours: it is overwritten or purged like any other.
+			// Written by nobody of ours, so no error: taken as an item without content it is overwritten or purged like any other.
 			kind, id, err := subjects.ParseItemKey(key)
 			if err == nil {
 				b.items[desired.Ref{Kind: desired.Kind(kind), ID: id}] = sent{}
 			}
-			return nil //nolint:nilerr // handled by taking it as an item without content
+			return nil
 		}
 		content, err := contentHash(it)
 		if err != nil {
@@ -94,7 +94,7 @@ func (p *Publisher) readBucket(ctx context.Context, host string) (bucket, error)
 	}
 	h, err := desired.DecodeHead(head)
 	if err != nil || h.Host != host {
-		return b, nil //nolint:nilerr // a head that can't be read is no head
+		return b, nil // a head that can't be read is no head
 	}
 	b.gen, b.headHash, b.bits = h.Gen, desired.Hash(head), plan.HeadBits{Shrink: h.Shrink, Policy: h.Policy}
 	b.whole = len(h.Items) == len(b.items)

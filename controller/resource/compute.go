@@ -172,6 +172,8 @@ type VM struct {
 	Power       desired.Power `json:"power"`
 	Force       bool          `json:"force,omitempty"`
 	StopSeconds int           `json:"stop_seconds"`
+	// Wish counts how often somebody asked it to run, so that a host that has missed all in between starts it.
+	Wish uint64 `json:"wish,omitempty"`
 	// Act is the last one-shot verb since it was started. ActSeq counts all acts of its life, so that a number is never
 	// used twice.
 	Act    *desired.Act `json:"act,omitempty"`

@@ -369,6 +369,6 @@ func usable(dir string) (int64, error) {
 		if err != nil {
 			return 0, err
 		}
-		return (int64(st.Bavail)*int64(st.Bsize) + used) / 5 * 4, nil
+		return (int64(st.Bavail)*st.Bsize + used) / 5 * 4, nil
 	}
 }

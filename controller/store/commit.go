@@ -34,15 +34,15 @@ var errOutcomeOpen = errors.New("it is not known whether it was committed: repea
 // ErrNotLeading says that Commit does not work here now. Such an error is also a *resource.Error with CodeNotLeader.
 var ErrNotLeading = errors.New("this controller does not lead")
 
-func notLeader() error { return notLeading{} }
+func notLeader() error { return notLeaderError{} }
 
-type notLeading struct{}
+type notLeaderError struct{}
 
-func (notLeading) Error() string { return ErrNotLeading.Error() }
+func (notLeaderError) Error() string { return ErrNotLeading.Error() }
 
-func (notLeading) Is(target error) bool { return target == ErrNotLeading }
+func (notLeaderError) Is(target error) bool { return target == ErrNotLeading }
 
-func (notLeading) As(target any) bool {
+func (notLeaderError) As(target any) bool {
 	p, ok := target.(**resource.Error)
 	if ok {
 		*p = &resource.Error{Code: resource.CodeNotLeader, Message: ErrNotLeading.Error(), Remedy: "ask again; the leading controller will answer"}
@@ -356,8 +356,7 @@ func (v *committer) run(c *call) {
 	}
 	t := begin(g.txn, g.seq(), v.s.observedNow(), c.request, c.now, c.seed)
 	err := t.run(c.fn)
-	var broken *panicError
-	if errors.As(err, &broken) {
+	if broken, ok := errors.AsType[*panicError](err); ok {
 		v.s.log.Error().Str("cause", c.request.ID).Err(err).Bytes("stack", broken.stack).Msg("a transaction's function panicked")
 	}
 	var entry Entry

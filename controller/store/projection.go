@@ -56,7 +56,7 @@ type digest uint64
 func (d *digest) toggle(r resource.Resource) {
 	h := fnv.New64a()
 	m := r.Base()
-	fmt.Fprintf(h, "%s.%s@%d", r.Kind(), m.ID, m.Rev)
+	_, _ = fmt.Fprintf(h, "%s.%s@%d", r.Kind(), m.ID, m.Rev)
 	*d ^= digest(h.Sum64())
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -21,7 +22,13 @@ import (
 	"shoal/subjects"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	// Every check is a new pair of stores and dozens of transactions on a real stream; -rapid.checks=N does more.
+	if err := flag.Set("rapid.checks", "25"); err != nil {
+		panic(err)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // dump is everything in a view, as JSON by key, with its unique keys and who names what.
 func dump(t testing.TB, r resource.Reader) map[string]string {

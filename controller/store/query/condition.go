@@ -83,6 +83,7 @@ func parseCondition(kind resource.Kind, text string) (condition, error) {
 	case Like, NotLike:
 		c.values = []any{newPattern(value)}
 		return c, nil
+	default:
 	}
 	for _, t := range c.texts {
 		if t == "" {
@@ -127,6 +128,7 @@ func split(text string) (name string, op Operator, value string, err error) {
 			if strings.TrimSpace(v) == "" {
 				return name, o, "", nil
 			}
+		default:
 		}
 	}
 	ops := make([]string, 0, len(Operators()))
@@ -173,6 +175,7 @@ func (c *condition) holds(r resource.Reader, w *row) bool {
 	case Like, NotLike:
 		p := c.values[0].(pattern)
 		return c.any(r, w, func(v reflect.Value) bool { return p.matches(text(v, c.path.class)) }) == (c.op == Like)
+	default: // compares by order
 	}
 	if c.null {
 		return false

@@ -145,8 +145,8 @@ func fill(v reflect.Value, depth int) {
 	case reflect.String:
 		v.SetString("x")
 	case reflect.Struct:
-		for i := range v.NumField() {
-			fill(v.Field(i), depth+1)
+		for _, field := range v.Fields() {
+			fill(field, depth+1)
 		}
 	case reflect.Slice:
 		v.Set(reflect.MakeSlice(v.Type(), 1, 1))
@@ -301,10 +301,7 @@ func (p *path) index(kind resource.Kind, by refBy, ok bool) {
 func (p *path) into(s step, f field) {
 	p.steps = append(p.steps, s)
 	t := f.typ
-	for {
-		if classOf(t) != classNone {
-			break
-		}
+	for classOf(t) == classNone {
 		if t.Kind() == reflect.Slice && t.Elem().Kind() != reflect.Uint8 {
 			p.many, t = true, t.Elem()
 			continue
@@ -343,8 +340,8 @@ func (p path) inside() string {
 }
 
 // each calls yield with every value that is not null, until it returns false.
-func (p path) each(r resource.Reader, w *row, yield func(reflect.Value) bool) bool {
-	return p.fromResource(r, w, p.steps, yield)
+func (p path) each(r resource.Reader, w *row, yield func(reflect.Value) bool) {
+	p.fromResource(r, w, p.steps, yield)
 }
 
 func (p path) fromResource(r resource.Reader, w *row, steps []step, yield func(reflect.Value) bool) bool {
