@@ -168,7 +168,7 @@ func BenchmarkCreateToRunning(b *testing.B) {
 		start := time.Now()
 		dom, err = l.DomainDefineXML(xml)
 		if err != nil {
-			b.Fatal(err)
+			b.Fatalf("define by bare libvirt: %v\n%s", err, xml)
 		}
 		if err := l.DomainCreate(dom); err != nil {
 			b.Fatal(err)

@@ -258,9 +258,17 @@ func (s *Site) connect(role identity.Role, file string) (*nats.Conn, error) {
 	return nats.Connect(url, opts...)
 }
 
-// checkLevel refuses a server that is too old, or has no JetStream for us.
+// checkLevel refuses a server that is too old, or has no JetStream for us. A server that has just started accepts
+// connections before it knows our account's JetStream, so that is asked for a while.
 func (s *Site) checkLevel(ctx context.Context) error {
 	info, err := s.js.AccountInfo(ctx)
+	for deadline := time.Now().Add(startTime); s.server == nil && err != nil && time.Now().Before(deadline); info, err = s.js.AccountInfo(ctx) {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(startRetry):
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("ask for jetstream: %w (is it enabled, and is the account CTL preloaded? see shoal-controller nats-config)", err)
 	}
