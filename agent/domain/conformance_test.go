@@ -399,6 +399,47 @@ func conformance() []conformanceTest {
 				t.Errorf("facts after start: %+v", f)
 			}
 		}},
+		{"a newer wish starts what its guest shut down", func(t *testing.T, a *agent) {
+			id, want := a.vm(desired.PowerOn)
+			want = a.bootable(want)
+			want.Wish = 1
+			a.must(id, want)
+			guestOff := func() {
+				t.Helper()
+				a.bed.guestOff(t, id)
+				eventually(t, "guest is off", func() bool { return !a.see(id).Info.Active() })
+			}
+			// The guest goes off first. That the user turned it off and on again is known by the wish alone.
+			guestOff()
+			a.wantDiff(id, want, "")
+			want.Wish = 3
+			a.bed.restart(t)
+			b := newAgent(t, a.bed, a.acts)
+			eventually(t, "libvirt is back", func() bool { _, err := b.Observe(t.Context()); return err == nil })
+			b.wantDiff(id, want, "off by its guest and asked to run again")
+			if f := b.must(id, want); f.State != desired.StateRunning || f.ByGuest {
+				t.Fatalf("facts after a newer wish: %+v", f)
+			}
+
+			// The wish comes first, while it runs. What the guest does after that is its own will.
+			want.Wish = 4
+			b.wantDiff(id, want, "wish not noted")
+			started := b.see(id).Started
+			b.must(id, want)
+			if h := b.see(id); !h.Started.Equal(started) {
+				t.Error("a wish for what runs started it anew")
+			}
+			guestOff()
+			b.wantDiff(id, want, "")
+			if f := b.must(id, want); f.State != desired.StateShutoff || !f.ByGuest {
+				t.Errorf("facts: %+v", f)
+			}
+			// A reboot asks for it to run, too, and is done by the start.
+			want.Wish, want.Act = 5, &desired.Act{Seq: 1, Verb: desired.VerbReboot}
+			if f := b.must(id, want); f.State != desired.StateRunning || f.Acted == nil || f.Acted.Seq != 1 || f.Acted.Error != "" {
+				t.Errorf("facts after reboot: %+v, %+v", f, f.Acted)
+			}
+		}},
 		{"restarts of libvirt and agent change nothing", func(t *testing.T, a *agent) {
 			id, want := a.vm(desired.PowerOn)
 			a.must(id, want)

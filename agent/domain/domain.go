@@ -5,7 +5,8 @@
 //
 //   - Only domains with our element in their metadata, naming their own UUID, are listed, changed or removed.
 //   - A machine that stopped by any hand but its guest's is started again; one that its guest shut down stays off and says
-//     so (DomainFacts.ByGuest). Which of the two it was survives restarts of agent, libvirtd and host: it is in our element.
+//     so (DomainFacts.ByGuest), until somebody asks for it anew (Domain.Wish). Which of the two it was, and against which
+//     wish, survives restarts of agent, libvirtd and host: it is in our element.
 //   - An act is begun in a durable place before its verb, and is never done twice. One that was cut off is reported as of
 //     unknown outcome.
 //   - What a running machine can't take is put into the definition of its next start and listed as pending.
@@ -17,6 +18,7 @@
 package domain
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -326,9 +328,17 @@ func (k *Kind) inspect(ctx context.Context, info Info) (*Have, error) {
 	if !info.Active() {
 		h.ByGuest = h.config.mark.Power == powerGuest
 		if h.config.mark.Power == powerOn && info.Reason == ShutoffShutdown && !excused {
+			// What was listed may be older than the mark, which says "on" of a machine that runs only: off after it, it is off again.
+			now, err := k.cfg.Libvirt.Lookup(ctx, id)
+			if err != nil || now.State != info.State || now.Reason != info.Reason {
+				return nil, cmp.Or(err, fmt.Errorf("look up domain %s: %w: it changed meanwhile", id, ErrBusy))
+			}
 			h.ByGuest = true
 			// libvirt forgets its reason when it restarts; our element does not.
-			if err := k.setMark(ctx, id, h, powerGuest); err != nil {
+			config := *h.config
+			config.mark.Power = powerGuest
+			h.config = &config
+			if err := k.setMark(ctx, id, config.mark); err != nil {
 				return nil, err
 			}
 			k.log.Info().Str("id", id).Msg("guest shut itself down")
@@ -489,6 +499,10 @@ func powerDiff(want desired.Domain, h Have) string {
 		}
 	}
 	switch {
+	case askedAgain(want, h):
+		return "off by its guest and asked to run again"
+	case !h.Info.Active() && h.ByGuest && h.config.mark.Wish != want.Wish:
+		return "wish not noted"
 	case !h.Info.Active() && h.ByGuest:
 		return ""
 	case !h.Info.Active() && h.Info.Reason == ShutoffCrashed, h.Info.State == Crashed:
@@ -503,9 +517,16 @@ func powerDiff(want desired.Domain, h Have) string {
 		return "paused by a disk's error"
 	case want.Power == desired.PowerOn && h.Info.State == Paused && !passing(h.Info.Reason):
 		return "paused"
+	case h.config.mark.Wish != want.Wish:
+		return "wish not noted"
 	default:
 		return ""
 	}
+}
+
+// askedAgain reports whether somebody has asked for a machine since its guest shut it down.
+func askedAgain(want desired.Domain, h Have) bool {
+	return !h.Info.Active() && h.ByGuest && want.Power != desired.PowerOff && want.Wish > h.config.mark.Wish
 }
 
 func actDue(want desired.Domain, h Have) bool {
@@ -582,39 +603,50 @@ func (k *Kind) bring(ctx context.Context, id string, want desired.Domain, h *Hav
 			})
 			power = powerOn
 		}
-		if err := k.redefine(ctx, id, want, h, power); err != nil {
+		if err := k.redefine(ctx, id, want, h, mark{Power: power, Wish: want.Wish}); err != nil {
 			return errors.Join(err, plugErr)
 		}
 		return errors.Join(k.bringRunning(ctx, id, want, h), plugErr, unknown)
 	}
 
-	if h.ByGuest {
-		return errors.Join(k.redefine(ctx, id, want, h, powerGuest), unknown)
+	if h.ByGuest && !askedAgain(want, *h) {
+		return errors.Join(k.redefine(ctx, id, want, h, mark{Power: powerGuest, Wish: want.Wish}), unknown)
 	}
 	if h.Info.Reason == ShutoffMigrated {
 		return engine.Fault(desired.CodeHeld, "take it off this host's document, or undefine it here",
 			fmt.Errorf("start domain %s: somebody migrated it away, and it must not run twice", id))
 	}
-	if err := k.redefine(ctx, id, want, h, powerOn); err != nil {
+	// It is marked as on once it runs: libvirt still says that its guest shut it down the last time, and that, seen with such a
+	// mark after a start that failed or was cut off, would be taken for the answer to this one.
+	if err := k.redefine(ctx, id, want, h, h.config.mark); err != nil {
 		return err
 	}
 	if err := k.start(ctx, id, want); err != nil {
 		return err
 	}
+	if h.config.mark.Power != powerOn || h.config.mark.Wish != want.Wish {
+		hash, err := viewOf(want).hash(want)
+		if err != nil {
+			return err
+		}
+		if err := k.setMark(ctx, id, mark{ID: id, Hash: hash, Power: powerOn, Wish: want.Wish}); err != nil {
+			return err
+		}
+	}
 	return errors.Join(k.endAct(id, true, ""), unknown)
 }
 
 // markOf is the mark of a domain that is as wanted.
-func markOf(want desired.Domain) markPower {
+func markOf(want desired.Domain) mark {
 	if want.Power == desired.PowerOff {
-		return powerOff
+		return mark{Power: powerOff, Wish: want.Wish}
 	}
-	return powerOn
+	return mark{Power: powerOn, Wish: want.Wish}
 }
 
 // bringOff stops the domain and keeps its definition current.
 func (k *Kind) bringOff(ctx context.Context, id string, want desired.Domain, h *Have) error {
-	if err := k.redefine(ctx, id, want, h, powerOff); err != nil {
+	if err := k.redefine(ctx, id, want, h, markOf(want)); err != nil {
 		return err
 	}
 	if h.Info.Active() {
@@ -671,8 +703,8 @@ func (k *Kind) resumeAfterError(ctx context.Context, id string, h *Have) error {
 	return engine.Fault(desired.CodeStorageUnreachable, "", fmt.Errorf("resume domain %s: a disk can't be read or written", id))
 }
 
-// redefine brings definition and mark up to date, if they are not.
-func (k *Kind) redefine(ctx context.Context, id string, want desired.Domain, h *Have, power markPower) error {
+// redefine brings the definition up to date, and what the mark says of power and wish, if they are not.
+func (k *Kind) redefine(ctx context.Context, id string, want desired.Domain, h *Have, m mark) error {
 	stale := len(definitionDiff(want, *h)) > 0
 	if !stale && !h.Info.Active() {
 		virt, err := k.cfg.Virt(ctx)
@@ -682,25 +714,24 @@ func (k *Kind) redefine(ctx context.Context, id string, want desired.Domain, h *
 		stale = h.config.domain.Type != virt
 	}
 	if stale {
-		return k.define(ctx, id, want, h, power)
+		return k.define(ctx, id, want, h, m)
 	}
-	if h.config.mark.Power != power {
-		return k.setMark(ctx, id, h, power)
+	if now := h.config.mark; now.Power != m.Power || now.Wish != m.Wish {
+		now.Power, now.Wish = m.Power, m.Wish
+		return k.setMark(ctx, id, now)
 	}
 	return nil
 }
 
-func (k *Kind) setMark(ctx context.Context, id string, h *Have, power markPower) error {
-	m := h.config.mark
-	m.Power = power
+func (k *Kind) setMark(ctx context.Context, id string, m mark) error {
 	if err := k.cfg.Libvirt.SetMark(ctx, id, m.element()); err != nil {
 		return fmt.Errorf("mark domain %s: %w", id, err)
 	}
 	return nil
 }
 
-// define writes the definition of the next start. h is nil when there is none.
-func (k *Kind) define(ctx context.Context, id string, want desired.Domain, h *Have, power markPower) error {
+// define writes the definition of the next start, with the power and wish of m. h is nil when there is none.
+func (k *Kind) define(ctx context.Context, id string, want desired.Domain, h *Have, m mark) error {
 	virt, err := k.cfg.Virt(ctx)
 	if err != nil {
 		return err
@@ -715,7 +746,7 @@ func (k *Kind) define(ctx context.Context, id string, want desired.Domain, h *Ha
 			old = h.config
 		}
 	}
-	text, err := build(id, want, virt, mark{ID: id, Hash: hash, Power: power}, old)
+	text, err := build(id, want, virt, mark{ID: id, Hash: hash, Power: m.Power, Wish: m.Wish}, old)
 	if err != nil {
 		return err
 	}
@@ -878,6 +909,9 @@ func (k *Kind) settleActs(id string, want desired.Domain, h *Have) (unknown, err
 	skip := ""
 	switch {
 	case h == nil: // It has never been here: what it was asked to do before is not to be done now.
+	case askedAgain(want, *h):
+		// The start that follows is what is asked for, and ends it.
+		return unknown, k.beginAct(id, want.Act.Seq)
 	case want.Power == desired.PowerOff, !h.Info.Active():
 		skip = "the VM was not running"
 	default:
@@ -953,7 +987,9 @@ func (k *Kind) act(ctx context.Context, id string, want desired.Domain, h *Have)
 	}
 	// The mark keeps the guest's obedience from being taken for its own will.
 	if h.config.mark.Power != powerOff {
-		if err := k.setMark(ctx, id, h, powerOff); err != nil {
+		m := h.config.mark
+		m.Power = powerOff
+		if err := k.setMark(ctx, id, m); err != nil {
 			return h, err
 		}
 	}

@@ -165,6 +165,45 @@ func TestObedienceToWhatNoLongerStands(t *testing.T) {
 	})
 }
 
+// A start that fails, or is cut off, is not taken for a guest that shut itself down once more.
+func TestFailedStartIsNotTheGuestsWill(t *testing.T) {
+	for name, off := range map[string]func(t *testing.T, a *agent, lv *sim.Libvirt, id string){
+		"after a stop": func(_ *testing.T, a *agent, _ *sim.Libvirt, id string) {
+			d := small(id)
+			d.Power = desired.PowerOff
+			a.must(id, d)
+		},
+		"after the guest's shutdown": func(_ *testing.T, a *agent, lv *sim.Libvirt, id string) {
+			lv.GuestShutdown(id)
+			a.wantDiff(id, small(id), "")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, lv := simAgent(t)
+			id := uuid.NewString()
+			a.must(id, small(id))
+			off(t, a, lv, id)
+			want := small(id)
+			want.Wish, want.CPUs = 1, 2
+			for _, why := range []error{fmt.Errorf("%w: no answer", domain.ErrUnreachable), nil} {
+				lv.Fail("start", why)
+				_, err := a.Ensure(t.Context(), id, want, nil)
+				if (err == nil) != (why == nil) {
+					t.Fatalf("ensure: %v", err)
+				}
+				a = newAgent(t, a.bed, a.acts)
+				if why != nil && a.diff(id, want) == "" {
+					t.Fatal("the start is lost")
+				}
+			}
+			a.wantDiff(id, want, "")
+			if h := a.see(id); !h.Info.Active() {
+				t.Error("it does not run")
+			}
+		})
+	}
+}
+
 func TestStopAsksAgainAndThenDestroys(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, lv := simAgent(t)

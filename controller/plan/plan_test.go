@@ -657,6 +657,125 @@ func TestGuestShutDown(t *testing.T) {
 	}
 }
 
+// Whatever a host reports of a guest's shutdown, and whenever, a start that was asked for after it stands.
+func TestStartAfterGuestShutDown(t *testing.T) {
+	byGuest := desired.DomainFacts{State: desired.StateShutoff, ByGuest: true}
+	setUp := func(t *testing.T) (e *plantest.Example, vm *resource.VM, report func(phase desired.Phase, rev uint64), start func()) {
+		e = plantest.NewExample(1, 1)
+		vm = mustVM(t, e, e.VMSpec("a"))
+		settle(t, e)
+		return e, vm, func(phase desired.Phase, rev uint64) {
+				e.Report(vm.HostID, resource.DomainRef(vm.ID), desired.Status{Phase: phase, Rev: rev}, byGuest)
+			}, func() {
+				t.Helper()
+				do(t, e, "vm.start", func(tx resource.Tx) error { _, err := plan.StartVM(tx, vm.ID, ""); return err })
+			}
+	}
+	revOf := func(e *plantest.Example, vm *resource.VM) uint64 {
+		p, _ := e.View().Observed().Published(vm.HostID, resource.DomainRef(vm.ID))
+		return p.Rev
+	}
+	stands := func(t *testing.T, e *plantest.Example, vm *resource.VM, after string) {
+		t.Helper()
+		if _, err := e.Tick(); err != nil {
+			t.Fatal(err)
+		}
+		if got := vmOf(t, e, vm.ID).Power; got != desired.PowerOn {
+			t.Fatalf("%s: power %s, the start is undone", after, got)
+		}
+	}
+	wish := func(e *plantest.Example, vm *resource.VM) uint64 {
+		for _, it := range e.Items(vm.HostID) {
+			if it.Ref() == resource.DomainRef(vm.ID) {
+				d, err := desired.DecodeSpec[desired.Domain](it)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return d.Wish
+			}
+		}
+		return 0
+	}
+
+	t.Run("report before start", func(t *testing.T) {
+		e, vm, report, start := setUp(t)
+		before, old := wish(e, vm), revOf(e, vm)
+		report(desired.PhaseReady, 0)
+		if _, err := e.Tick(); err != nil {
+			t.Fatal(err)
+		}
+		if got := vmOf(t, e, vm.ID).Power; got != desired.PowerOff {
+			t.Fatalf("power %s", got)
+		}
+		// The host is away, and gets the document after the start only.
+		if err := e.Publish(); err != nil {
+			t.Fatal(err)
+		}
+		start()
+		if err := e.Publish(); err != nil {
+			t.Fatal(err)
+		}
+		if got := wish(e, vm); got <= before {
+			t.Errorf("wish is %d after %d", got, before)
+		}
+		report(desired.PhaseReady, old)
+		stands(t, e, vm, "a report of an older document")
+		report(desired.PhaseWorking, 0)
+		stands(t, e, vm, "a report of a host that is starting it")
+		wantState(t, e, vm.ID, resource.VMStarting)
+	})
+	t.Run("start before report", func(t *testing.T) {
+		e, vm, report, start := setUp(t)
+		old := revOf(e, vm)
+		start()
+		report(desired.PhaseReady, old)
+		stands(t, e, vm, "a report before the start is published")
+		if err := e.Publish(); err != nil {
+			t.Fatal(err)
+		}
+		report(desired.PhaseReady, old)
+		stands(t, e, vm, "a report that was on its way")
+		wantState(t, e, vm.ID, resource.VMStarting)
+		e.Work()
+		wantState(t, e, vm.ID, resource.VMRunning)
+		// The guest does it again.
+		report(desired.PhaseReady, 0)
+		if _, err := e.Tick(); err != nil {
+			t.Fatal(err)
+		}
+		if got := vmOf(t, e, vm.ID).Power; got != desired.PowerOff {
+			t.Errorf("power %s", got)
+		}
+	})
+	t.Run("who asks", func(t *testing.T) {
+		e, vm, _, _ := setUp(t)
+		last := vmOf(t, e, vm.ID).Wish
+		for _, step := range []struct {
+			op   string
+			asks bool
+			fn   func(resource.Tx) (*resource.VM, error)
+		}{
+			{"vm.start", true, func(tx resource.Tx) (*resource.VM, error) { return plan.StartVM(tx, vm.ID, "") }},
+			{"vm.reboot", true, func(tx resource.Tx) (*resource.VM, error) { return plan.RebootVM(tx, vm.ID) }},
+			{"vm.reset", true, func(tx resource.Tx) (*resource.VM, error) { return plan.ResetVM(tx, vm.ID) }},
+			{"vm.pause", false, func(tx resource.Tx) (*resource.VM, error) { return plan.PauseVM(tx, vm.ID) }},
+			{"vm.resume", true, func(tx resource.Tx) (*resource.VM, error) { return plan.ResumeVM(tx, vm.ID) }},
+			{"vm.stop", false, func(tx resource.Tx) (*resource.VM, error) { return plan.StopVM(tx, vm.ID, plan.StopOptions{}) }},
+			{"vm.start", true, func(tx resource.Tx) (*resource.VM, error) { return plan.StartVM(tx, vm.ID, "") }},
+			{"vm.destroy", false, func(tx resource.Tx) (*resource.VM, error) { return plan.DestroyVM(tx, vm.ID) }},
+			{"vm.recover", false, func(tx resource.Tx) (*resource.VM, error) { return plan.RecoverVM(tx, vm.ID) }},
+		} {
+			do(t, e, step.op, func(tx resource.Tx) error { _, err := step.fn(tx); return err })
+			settle(t, e)
+			now := vmOf(t, e, vm.ID).Wish
+			if grew := now > last; grew != step.asks || now < last {
+				t.Errorf("%s: wish %d after %d", step.op, now, last)
+			}
+			last = now
+		}
+	})
+}
+
 func TestAddresses(t *testing.T) {
 	e := plantest.NewExample(1, 1)
 	l3 := e.IDs["inner"]

@@ -166,7 +166,8 @@ func vmState(r Reader, vm *VM, f desired.DomainFacts, phase desired.Phase, seen,
 	case desired.StateCrashed:
 		return VMCrashed
 	case desired.StateShutoff:
-		if f.ByGuest && fresh {
+		// Before it is at rest, a newer wish may be about to start it.
+		if f.ByGuest && fresh && phase == desired.PhaseReady {
 			return VMStopped
 		}
 		if vm.Act != nil && (f.Acted == nil || f.Acted.Seq < vm.Act.Seq) {
