@@ -15,6 +15,7 @@ import (
 
 	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"shoal/controller"
 )
@@ -54,6 +55,7 @@ The first start makes keys in <data>/identity and the administrator's credential
 				return err
 			}
 			cfg.Log = log
+			tuneGC()
 			if cfg.Name == "" {
 				full, err := os.Hostname()
 				if err != nil {
@@ -79,6 +81,25 @@ The first start makes keys in <data>/identity and the administrator's credential
 	f.StringVar(&format, "log-format", "json", "json or console")
 	cmd.AddCommand(natsConfig(), creds())
 	return cmd
+}
+
+// gcPercent is how much the heap may grow before it is collected, in percent of what is live. With Go's 100 a controller
+// under load collects dozens of times a second, and callers at the 99th percentile wait for it four times as long.
+// From gcMemoryShare of the machine's memory on it is collected as often as it takes.
+const (
+	gcPercent     = 400
+	gcMemoryShare = 0.5
+)
+
+// tuneGC sets both, unless the operator has set GOGC or GOMEMLIMIT.
+func tuneGC() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
+	var info unix.Sysinfo_t
+	if os.Getenv("GOMEMLIMIT") == "" && unix.Sysinfo(&info) == nil {
+		debug.SetMemoryLimit(int64(float64(info.Totalram) * float64(info.Unit) * gcMemoryShare))
+	}
 }
 
 // natsConfig prints the configuration of an external NATS server.

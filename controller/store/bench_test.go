@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"testing"
@@ -55,6 +56,8 @@ func BenchmarkCommit256(b *testing.B) { benchCommit(b, 256, false) }
 func BenchmarkCommit256Pairs(b *testing.B) { benchCommit(b, 256, true) }
 
 func benchCommit(b *testing.B, callers int, pairs bool) {
+	// As shoal-controller runs.
+	defer debug.SetGCPercent(debug.SetGCPercent(400))
 	ctx := context.Background()
 	bus := newBus(b)
 	s := bus.store(ctx, bus.connect(nats.InProcessServer(bus.srv)))
