@@ -169,7 +169,7 @@ func (b *bed) addHost(name string, n int, cluster string) error {
 	// What systemd does on a real host: start the agent at boot, and again when it dies.
 	rc := fmt.Sprintf(`#!/bin/sh
 while :; do
-	[ -e /etc/shoal-agent-off ] || /shared/bin/shoal-agent --nats-url nats://%s.1:4222 --creds /shared/%s.creds --data /var/lib/shoal-agent >>/var/log/shoal-agent.log 2>&1
+	/shared/bin/shoal-agent --nats-url nats://%s.1:4222 --creds /shared/%s.creds --data /var/lib/shoal-agent >>/var/log/shoal-agent.log 2>&1
 	sleep 0.1
 done
 `, b.net, name)
@@ -315,8 +315,7 @@ func (b *bed) try(args ...string) (string, error) {
 	err := cmd.Run()
 	if err != nil {
 		code := -1
-		var exit *exec.ExitError
-		if errors.As(err, &exit) {
+		if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 			code = exit.ExitCode()
 		}
 		return out.String(), &cliError{strings.Join(args, " "), code, errOut.String()}
@@ -527,18 +526,6 @@ func (p *process) kill() {
 func (b *bed) killAgent(t *testing.T, box string) {
 	t.Helper()
 	b.in(t, box, "pkill -KILL -x shoal-agent || true")
-}
-
-// stopAgent keeps a box without agent until startAgent.
-func (b *bed) stopAgent(t *testing.T, box string) {
-	t.Helper()
-	b.in(t, box, "touch /etc/shoal-agent-off; pkill -KILL -x shoal-agent || true")
-	t.Cleanup(func() { _, _ = b.tryIn(box, "rm", "-f", "/etc/shoal-agent-off") })
-}
-
-func (b *bed) startAgent(t *testing.T, box string) {
-	t.Helper()
-	b.in(t, box, "rm -f /etc/shoal-agent-off")
 }
 
 func copyFile(from, to string) error {

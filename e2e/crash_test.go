@@ -33,9 +33,9 @@ func (b *bed) only(t *testing.T, v vm) {
 // stage gets hit, and wants the VM up once each time.
 func TestAgent_KilledAtEachStageOfACreate(t *testing.T) {
 	b := theBed(t)
-	for _, delay := range []time.Duration{0, 20, 60, 120, 250, 400, 700, 1200} {
-		delay *= time.Millisecond
-		name := fmt.Sprintf("killed-%d", delay.Milliseconds())
+	for _, ms := range []int{0, 20, 60, 120, 250, 400, 700, 1200} {
+		delay := time.Duration(ms) * time.Millisecond
+		name := fmt.Sprintf("killed-%d", ms)
 		b.removeVM(t, name)
 		b.ctl(t, "vm create %s --image tiny --offering tiny --network net1 --host h1", name)
 		time.Sleep(delay) // the moment of the blow, not a wait
