@@ -40,6 +40,9 @@ type DHCPEntry struct {
 	MAC      string     `json:"mac"`
 	IP       netip.Addr `json:"ip"`
 	Hostname string     `json:"hostname,omitempty"`
+	// NoGateway is for a NIC that is not its guest's default one: it is told no default route and no DNS servers, which are
+	// the default NIC's network's to give.
+	NoGateway bool `json:"no_gateway,omitempty"`
 }
 
 // DHCPFacts is what is known of a DHCP server.

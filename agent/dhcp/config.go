@@ -17,6 +17,10 @@ import (
 // this only sets how soon a guest learns of changed options.
 const leaseTime = "86400"
 
+// plain is the tag of guests that are told neither a default route nor DNS. It is not set by their reservations, although these
+// are read without a restart: dnsmasq (2.90) aborts when it reads them again after it has served one with a tag.
+const plain = "plain"
+
 // Config is dnsmasq's configuration, without what can be read again while it runs. See dnsmasq(8).
 func Config(w desired.DHCP, dir, user string) []byte {
 	var b bytes.Buffer
@@ -60,6 +64,11 @@ func Config(w desired.DHCP, dir, user string) []byte {
 	} else {
 		line("port=0")
 	}
+	for _, e := range w.Entries {
+		if e.NoGateway {
+			line("dhcp-mac=set:%s,%s", plain, e.MAC)
+		}
+	}
 	options(w, line)
 	return b.Bytes()
 }
@@ -79,6 +88,7 @@ func options(w desired.DHCP, line func(string, ...any)) {
 		if len(servers) > 0 {
 			line("dhcp-option=option6:dns-server,%s", strings.Join(servers, ","))
 		}
+		line("dhcp-option=tag:%s,option6:dns-server", plain)
 		return
 	}
 	if len(servers) > 0 {
@@ -92,22 +102,29 @@ func options(w desired.DHCP, line func(string, ...any)) {
 		// Empty: otherwise dnsmasq names itself.
 		line("dhcp-option=option:router")
 	}
+	for _, o := range []string{"dns-server", "router", "domain-name"} {
+		line("dhcp-option=tag:%s,option:%s", plain, o)
+	}
 	if w.MTU != 0 {
 		line("dhcp-option=option:mtu,%d", w.MTU)
 	}
-	if len(w.Routes) > 0 {
-		var routes []string
+	var routes []string
+	for _, r := range w.Routes {
+		if r.To.Addr().Is4() {
+			routes = append(routes, r.To.Masked().String(), r.Via.String())
+		}
+	}
+	if len(routes) == 0 {
+		return
+	}
+	all := strings.Join(routes, ",")
+	if w.Gateway.IsValid() {
 		// Who takes option 121 ignores the router's (RFC 3442).
-		if w.Gateway.IsValid() {
-			routes = append(routes, "0.0.0.0/0", w.Gateway.String())
-		}
-		for _, r := range w.Routes {
-			if r.To.Addr().Is4() {
-				routes = append(routes, r.To.Masked().String(), r.Via.String())
-			}
-		}
-		line("dhcp-option=121,%s", strings.Join(routes, ","))
-		line("dhcp-option=249,%s", strings.Join(routes, ",")) // Windows before 2008
+		all = "0.0.0.0/0," + w.Gateway.String() + "," + all
+	}
+	for _, code := range []int{121, 249} { // 249 is for Windows before 2008
+		line("dhcp-option=%d,%s", code, all)
+		line("dhcp-option=tag:%s,%d,%s", plain, code, strings.Join(routes, ","))
 	}
 }
 

@@ -42,8 +42,10 @@ func TestConfig(t *testing.T) {
 	six := wanted()
 	six.Server, six.Gateway, six.Routes = netip.MustParsePrefix("fd00:5::2/64"), netip.Addr{}, nil
 	six.DNS = []netip.Addr{netip.MustParseAddr("fd00::53")}
-	six.Entries = []desired.DHCPEntry{{MAC: mac(1), IP: netip.MustParseAddr("fd00:5::11"), Hostname: "vm-1"}}
-	for name, w := range map[string]desired.DHCP{"full": wanted(), "served": served, "ipv6": six} {
+	six.Entries = []desired.DHCPEntry{{MAC: mac(1), IP: netip.MustParseAddr("fd00:5::11"), Hostname: "vm-1"}, {MAC: mac(2), IP: netip.MustParseAddr("fd00:5::12"), NoGateway: true}}
+	full := wanted()
+	full.Entries = append(full.Entries, desired.DHCPEntry{MAC: mac(2), IP: netip.MustParseAddr("10.5.0.12"), NoGateway: true})
+	for name, w := range map[string]desired.DHCP{"full": full, "served": served, "ipv6": six} {
 		t.Run(name, func(t *testing.T) {
 			golden(t, name+".golden", string(dhcp.Config(w, "/d", "nobody"))+"-- hosts\n"+string(dhcp.Hosts(w))+"-- names\n"+string(dhcp.Names(w)))
 		})

@@ -9,8 +9,8 @@
 //     The rules for this are in force before the server has a port. See isolation.go.
 //   - The server is a daemon of its own: it outlives the agent, and an agent that starts anew finds it by its pid file and its
 //     command line. Nothing is ever killed by name.
-//   - New reservations are read without a restart. A restart happens when an option changes, or when an address goes to another guest
-//     while the old one's lease runs: dnsmasq would keep it from the new one.
+//   - New reservations are read without a restart. A restart happens when an option changes, also of one guest (NoGateway), or when an
+//     address goes to another guest while the old one's lease runs: dnsmasq would keep it from the new one.
 //   - A dead server, a deleted namespace, a port off its bridge or missing rules are found within 2 s.
 //
 // # What it leaves to others

@@ -193,6 +193,67 @@ func TestIsolationOverVXLAN(t *testing.T) {
 	}
 }
 
+// TestNoGateway has a guest whose default NIC is in another network: of this one it gets its address and routes, and no more.
+func TestNoGateway(t *testing.T) {
+	each(t, func(t *testing.T, r *rig) {
+		w := wanted()
+		w.Entries = append(w.Entries, desired.DHCPEntry{MAC: mac(2), IP: netip.MustParseAddr("10.5.0.12"), NoGateway: true})
+		bring(t, r, w)
+		asks(t, r, 1, "10.5.0.11")
+		asks(t, r, 2, "10.5.0.12")
+		if _, ok := r.machine.(dhcp.Linux); !ok {
+			return // The model's answers are addresses only.
+		}
+		dir := filepath.Join(r.dir, id)
+		_, before, err := r.machine.Daemon(t.Context(), dir, spaced)
+		if err != nil {
+			t.Fatal(err)
+		}
+		told := func(n int, want, unwanted []string) {
+			t.Helper()
+			out, err := lease("guest", mac(n), 5)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, s := range want {
+				if !strings.Contains(out, "\n"+s+"\n") {
+					t.Errorf("guest %d was not told %s:\n%s", n, s, out)
+				}
+			}
+			for _, s := range unwanted {
+				if strings.Contains(out, "\n"+s+"=") {
+					t.Errorf("guest %d was told a %s:\n%s", n, s, out)
+				}
+			}
+		}
+		common := []string{"subnet=255.255.255.0", "mtu=1450"}
+		given := append(common, "router=10.5.0.1", "dns=8.8.8.8", "domain=a.example", "staticroutes=0.0.0.0/0 10.5.0.1 10.6.0.0/16 10.5.0.3")
+		withheld := []string{"router", "dns", "domain", "hostname"}
+		told(1, given, nil)
+		told(2, append(common, "staticroutes=10.6.0.0/16 10.5.0.3"), withheld)
+
+		// A reservation more is read without a restart.
+		w.Entries = append(w.Entries, desired.DHCPEntry{MAC: mac(3), IP: netip.MustParseAddr("10.5.0.13"), Hostname: "vm-3"})
+		bring(t, r, w)
+		asks(t, r, 3, "10.5.0.13")
+		if _, after, err := r.machine.Daemon(t.Context(), dir, spaced); err != nil || after != before {
+			t.Errorf("the server was restarted: %d, %d, %v", before, after, err)
+		}
+
+		// The default NIC changes, and guests learn it when they ask again.
+		w.Entries[0].NoGateway, w.Entries[0].Hostname, w.Entries[1].NoGateway = true, "", false
+		bring(t, r, w)
+		told(1, append(common, "staticroutes=10.6.0.0/16 10.5.0.3"), withheld)
+		told(2, given, nil)
+
+		// Where the server's own address would be told instead, and without routes.
+		w.DNS, w.Routes = nil, nil
+		bring(t, r, w)
+		told(1, common, append(withheld, "staticroutes"))
+		told(2, append(common, "router=10.5.0.1", "dns=10.5.0.2"), []string{"staticroutes"})
+	})
+}
+
 // TestNothingOnTheWire counts DHCP frames on an uplink while guests ask.
 func TestNothingOnTheWire(t *testing.T) {
 	each(t, func(t *testing.T, r *rig) {

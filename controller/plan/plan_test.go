@@ -1140,6 +1140,54 @@ func TestAttachAndDetach(t *testing.T) {
 	wantError(t, err, resource.CodeConflict, "path: ", "storage local")
 }
 
+// Of a VM's networks one gives the default route, whatever NICs come and go.
+func TestOneDefaultRoute(t *testing.T) {
+	e := plantest.NewExample(1, 1)
+	spec := e.VMSpec("a")
+	spec.NICs = []plan.NICSpec{{L3ID: e.IDs["inner"]}, {L3ID: e.IDs["outer"]}}
+	vm := mustVM(t, e, spec)
+	want := func(after string, networks ...string) {
+		t.Helper()
+		settle(t, e)
+		var got []string
+		for _, it := range e.Items(vm.HostID) {
+			if it.Kind != desired.KindDHCP {
+				continue
+			}
+			d, err := desired.DecodeSpec[desired.DHCP](it)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, entry := range d.Entries {
+				if entry.NoGateway != (entry.Hostname == "") {
+					t.Errorf("%s: entry %+v", after, entry)
+				}
+				if !entry.NoGateway {
+					got = append(got, it.ID)
+				}
+			}
+		}
+		for i, n := range networks {
+			networks[i] = e.IDs[n]
+		}
+		if d := cmp.Diff(networks, got); d != "" {
+			t.Errorf("%s: networks with a default route: %s", after, d)
+		}
+	}
+	want("create", "inner")
+	nics := slices.Collect(resource.Referrers[*resource.NIC](e.View(), resource.KindVM, vm.ID))
+	slices.SortFunc(nics, func(a, b *resource.NIC) int { return a.Index - b.Index })
+	do(t, e, "nic.update", func(tx resource.Tx) error {
+		n := resource.Copy(nics[1])
+		n.Default = true
+		_, err := plan.UpdateNIC(tx, n)
+		return err
+	})
+	want("another default", "outer")
+	do(t, e, "nic.detach", func(tx resource.Tx) error { return plan.DetachNIC(tx, nics[1].ID) })
+	want("the default detached", "inner")
+}
+
 func TestUpdateRefusesWhatCantChange(t *testing.T) {
 	e := plantest.NewExample(1, 2)
 	vm := mustVM(t, e, e.VMSpec("a"))

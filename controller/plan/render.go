@@ -337,7 +337,8 @@ func (d *document) dhcp(vms []*resource.VM, nics map[string][]*resource.NIC) err
 				s = &server{l3: l3, l2: l2, from: []resource.Resource{l3}}
 				servers[l3.ID] = s
 			}
-			e := desired.DHCPEntry{MAC: n.MAC, IP: n.IP}
+			// A guest has one default route, whichever of its NICs asks first.
+			e := desired.DHCPEntry{MAC: n.MAC, IP: n.IP, NoGateway: !n.Default}
 			if n.Default {
 				e.Hostname = cmp.Or(vm.Hostname, strings.ReplaceAll(n.IP.String(), ".", "-"))
 			}
