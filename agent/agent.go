@@ -2,7 +2,10 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -30,7 +33,7 @@ type Config struct {
 	NATSURL string
 	// Creds is the host's credentials file; its user name is the host's id.
 	Creds string
-	// Data is the agent's directory. One agent at a time has it.
+	// Data is the agent's directory, which is made if it is not there. One agent at a time has it.
 	Data string
 	// Libvirt is libvirtd's socket.
 	Libvirt string
@@ -46,6 +49,9 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	log := cfg.Log.With().Str("host", hostID).Logger()
+	if err := makeData(cfg.Data); err != nil {
+		return err
+	}
 	book, err := ledger.Open(filepath.Join(cfg.Data, "ledger"))
 	if err != nil {
 		return err
@@ -87,11 +93,33 @@ func Run(ctx context.Context, cfg Config) error {
 		a.link.Accepted(doc.Head.Gen)
 		a.engine.Set(doc)
 	}
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return a.engine.Run(ctx) })
-	group.Go(func() error { return a.link.Run(ctx) })
-	group.Go(func() error { return sensor.Run(ctx, a.inventory) })
-	return group.Wait()
+	group, running := errgroup.WithContext(ctx)
+	group.Go(func() error { return a.engine.Run(running) })
+	group.Go(func() error { return a.link.Run(running) })
+	group.Go(func() error { return sensor.Run(running, a.inventory) })
+	if err := group.Wait(); ctx.Err() == nil {
+		return err
+	}
+	return nil
+}
+
+// makeData makes the agent's directory, if it is not there. Others may go through it and not look into it: DHCP servers, which
+// are nobody, get at their files below it. One that is there is the operator's, and stays as it is.
+func makeData(dir string) error {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return fmt.Errorf("make data directory: %w", err)
+	}
+	err := os.Mkdir(dir, 0o711)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err == nil {
+		err = os.Chmod(dir, 0o711) // whatever the umask
+	}
+	if err != nil {
+		return fmt.Errorf("make data directory: %w", err)
+	}
+	return nil
 }
 
 // agent is what Run wires together.

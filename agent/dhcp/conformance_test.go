@@ -79,6 +79,10 @@ func each(t *testing.T, test func(t *testing.T, r *rig)) {
 		netbox.Need(t, "ip", "ebtables", "dnsmasq", "busybox", "nsenter")
 		m := dhcp.Linux{Run: host.Machine{}}
 		r := &rig{run: host.Machine{}, machine: m, dir: t.TempDir()}
+		// As it is on a host: the server is nobody.
+		if err := os.Chmod(filepath.Dir(r.dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
 		clean := func() {
 			netbox.Try("for p in $(pgrep -x dnsmasq); do kill -9 $p; done") // this pid namespace is the test's own
 			for _, ns := range []string{spaced, "guest", "shoal-foreign"} {

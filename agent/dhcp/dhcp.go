@@ -11,6 +11,7 @@
 //     command line. Nothing is ever killed by name.
 //   - New reservations are read without a restart. A restart happens when an option changes, also of one guest (NoGateway), or when an
 //     address goes to another guest while the old one's lease runs: dnsmasq would keep it from the new one.
+//   - It is nobody, unless a directory on the way to its files is closed to others; then it is root, and the log says so.
 //   - A dead server, a deleted namespace, a port off its bridge or missing rules are found within 2 s.
 //
 // # What it leaves to others
@@ -127,6 +128,9 @@ func New(run host.Runner, machine Machine, dir string, log zerolog.Logger) (*Kin
 			return nil, fmt.Errorf("read place of DHCP server %s: %w", e.Name(), err)
 		}
 		k.places[e.Name()] = p
+	}
+	if at := closed(dir); at != "" {
+		log.Warn().Str("kind", string(desired.KindDHCP)).Str("dir", at).Msg("dhcp servers run as root: others can't go through the directory; chmod o+x it")
 	}
 	return k, nil
 }
@@ -322,8 +326,12 @@ func (k *Kind) ensure(ctx context.Context, id string, w desired.DHCP, have *Serv
 	if err := k.isolate(ctx, links); err != nil {
 		return err
 	}
-	replumbed := have == nil || have.Trouble != ""
-	if replumbed {
+	if have == nil || have.Trouble != "" {
+		// A server is bound to its device and, as nobody, deaf on a new one of that name. It ends first: were we cut off after
+		// making the device, nothing would show it.
+		if err := k.machine.Stop(ctx, dir); err != nil {
+			return err
+		}
 		// A port with a smaller MTU would lower the bridge's.
 		if err := k.machine.Plumb(ctx, place, mark+id, max(links[i].MTU, w.MTU)); err != nil {
 			return err
@@ -434,13 +442,22 @@ func (k *Kind) serve(ctx context.Context, id, dir string, w desired.DHCP) error 
 // user is whom dnsmasq becomes. It reads its reservations again as that user, who has to get at them; a guest that broke into it would
 // be that user. So it is root only where some directory above ours is closed to all others.
 func (k *Kind) user() string {
-	for dir := k.dir; ; dir = filepath.Dir(dir) {
+	if closed(k.dir) != "" {
+		return "root"
+	}
+	return "nobody"
+}
+
+// closed is the directory on the way to dir that others can't go through; "" for none.
+func closed(dir string) string {
+	for {
 		if info, err := os.Stat(dir); err == nil && info.Mode().Perm()&0o001 == 0 {
-			return "root"
+			return dir
 		}
 		if dir == filepath.Dir(dir) {
-			return "nobody"
+			return ""
 		}
+		dir = filepath.Dir(dir)
 	}
 }
 

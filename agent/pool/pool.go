@@ -125,7 +125,7 @@ func (k *Kind) save(id string, r record) error {
 	if err != nil {
 		return err
 	}
-	if err := host.WriteFile(k.recordPath(id), append(b, '\n'), 0o644); err != nil {
+	if err := host.WriteFile(k.recordPath(id), append(b, '\n'), 0o600); err != nil {
 		return fmt.Errorf("write record of pool %s: %w", id, err)
 	}
 	return nil

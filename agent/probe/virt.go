@@ -60,7 +60,7 @@ func tryVirt(ctx context.Context, run host.Runner, accel, dir string, limit time
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	image := filepath.Join(dir, "virt-probe.img")
-	if err := host.WriteFile(image, disk(), 0o644); err != nil {
+	if err := host.WriteFile(image, disk(), 0o600); err != nil {
 		return 0, err
 	}
 	defer os.Remove(image)
@@ -132,7 +132,7 @@ func findVirt(ctx context.Context, run host.Runner, data string) (virt, error) {
 	if err != nil {
 		return now, err
 	}
-	if err := host.WriteFile(cache, append(b, '\n'), 0o644); err != nil {
+	if err := host.WriteFile(cache, append(b, '\n'), 0o600); err != nil {
 		return now, fmt.Errorf("write %s: %w", cache, err)
 	}
 	return now, nil

@@ -39,7 +39,7 @@ func (r records[T]) save(id string, v T) error {
 	if err != nil {
 		return err
 	}
-	if err := host.WriteFile(r.path(id), append(b, '\n'), 0o644); err != nil {
+	if err := host.WriteFile(r.path(id), append(b, '\n'), 0o600); err != nil {
 		return fmt.Errorf("write record of %s: %w", id, err)
 	}
 	return nil
