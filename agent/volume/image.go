@@ -12,7 +12,6 @@ import (
 	"net/http"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -87,24 +86,7 @@ func (k *Images) Observe(ctx context.Context) (map[string]HaveImage, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list images: %w", err)
 	}
-	pools := map[string][]string{}
-	for id, r := range all {
-		pools[r.Spec.Pool] = append(pools[r.Spec.Pool], id)
-	}
-	found := map[string]HaveImage{}
-	var mu sync.Mutex
-	var wg sync.WaitGroup
-	for _, ids := range pools {
-		wg.Go(func() {
-			for _, id := range ids {
-				h := k.look(ctx, all[id])
-				mu.Lock()
-				found[id] = h
-				mu.Unlock()
-			}
-		})
-	}
-	wg.Wait()
+	found := lookByPool(all, func(r imageRecord) string { return r.Spec.Pool }, func(r imageRecord) HaveImage { return k.look(ctx, r) })
 	return found, ctx.Err()
 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"shoal/agent/host"
 )
@@ -76,4 +77,28 @@ func (r records[T]) all() (map[string]T, error) {
 		}
 	}
 	return all, nil
+}
+
+// lookByPool looks at everything that there are records of: storages at the same time, since one may hang, and what
+// lies on one storage in turn.
+func lookByPool[T, H any](all map[string]T, pool func(T) string, look func(T) H) map[string]H {
+	pools := map[string][]string{}
+	for id, r := range all {
+		pools[pool(r)] = append(pools[pool(r)], id)
+	}
+	found := map[string]H{}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for _, ids := range pools {
+		wg.Go(func() {
+			for _, id := range ids {
+				h := look(all[id])
+				mu.Lock()
+				found[id] = h
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	return found
 }

@@ -19,9 +19,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -108,26 +108,8 @@ func (k *Kind) Observe(ctx context.Context) (map[string]Have, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list volumes: %w", err)
 	}
-	pools := map[string][]string{}
-	for id, r := range all {
-		if !r.Left {
-			pools[r.Spec.Pool] = append(pools[r.Spec.Pool], id)
-		}
-	}
-	found := map[string]Have{}
-	var mu sync.Mutex
-	var wg sync.WaitGroup
-	for _, ids := range pools {
-		wg.Go(func() {
-			for _, id := range ids {
-				h := k.look(ctx, all[id])
-				mu.Lock()
-				found[id] = h
-				mu.Unlock()
-			}
-		})
-	}
-	wg.Wait()
+	maps.DeleteFunc(all, func(_ string, r record) bool { return r.Left })
+	found := lookByPool(all, func(r record) string { return r.Spec.Pool }, func(r record) Have { return k.look(ctx, r) })
 	return found, ctx.Err()
 }
 

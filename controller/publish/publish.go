@@ -212,12 +212,16 @@ func (p *Publisher) post(ctx context.Context, host string, r rendered) {
 func (p *Publisher) take(w *writer) (r rendered, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if w.next == nil {
-		w.busy = false
-		return rendered{}, false
-	}
-	r, w.next = *w.next, nil
-	return r, true
+	r, ok = w.pop()
+	w.busy = ok
+	return r, ok
+}
+
+// newer is a document that came while the writer could not write an older one.
+func (p *Publisher) newer(w *writer) (r rendered, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return w.pop()
 }
 
 // wrote says that everything up to r is in the host's bucket, or that the others must not wait for it any longer.

@@ -96,7 +96,7 @@ func (w *writer) run(ctx context.Context) {
 			case <-timer.C:
 			}
 			wait = min(2*wait, retryMax)
-			if newer, ok := w.p.takeNewer(w); ok {
+			if newer, ok := w.p.newer(w); ok {
 				newer.first = min(newer.first, r.first)
 				r = newer
 			}
@@ -104,10 +104,8 @@ func (w *writer) run(ctx context.Context) {
 	}
 }
 
-// takeNewer is a document that came while an older one could not be written.
-func (p *Publisher) takeNewer(w *writer) (r rendered, ok bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+// pop takes the document that waits, under p.mu.
+func (w *writer) pop() (r rendered, ok bool) {
 	if w.next == nil {
 		return rendered{}, false
 	}
