@@ -24,11 +24,11 @@ const (
 
 // announce tells waiting clients that something changed. These are hints: they may get lost, and nobody may rely on them.
 func (c *controller) announce(ctx context.Context) error {
-	changed := make(chan resource.Ref, 4096)
+	changed := make(chan hint, 4096)
 	// A reader that can't keep up loses hints, not changes.
-	note := func(kind resource.Kind, id string) {
+	note := func(h hint) {
 		select {
-		case changed <- resource.Ref{Kind: kind, ID: id}:
+		case changed <- h:
 		default:
 		}
 	}
@@ -37,7 +37,12 @@ func (c *controller) announce(ctx context.Context) error {
 		return c.changes(ctx, func(done store.Committed) {
 			for _, e := range done.Entries {
 				for _, ch := range e.Changes {
-					note(ch.Kind, ch.ID)
+					// A change of owner is news for both.
+					for _, r := range []resource.Resource{ch.Old, ch.New} {
+						if r != nil {
+							note(hint{r.Base().Owner, ch.Kind, ch.ID})
+						}
+					}
 				}
 			}
 		})
@@ -45,7 +50,9 @@ func (c *controller) announce(ctx context.Context) error {
 	group.Go(func() error {
 		return c.store.ObservedChanges(ctx, func(host string, ref desired.Ref) {
 			if kind, id := shownIn(host, ref); kind != "" {
-				note(kind, id)
+				if r := c.store.View().Get(kind, id); r != nil {
+					note(hint{r.Base().Owner, kind, id})
+				}
 			}
 		})
 	})
@@ -53,10 +60,17 @@ func (c *controller) announce(ctx context.Context) error {
 	return group.Wait()
 }
 
+// hint says that a resource of an account changed.
+type hint struct {
+	account string
+	kind    resource.Kind
+	id      string
+}
+
 // sendHints publishes what has gathered, each resource once. With any change running tasks may have got further.
-func (c *controller) sendHints(ctx context.Context, changed <-chan resource.Ref) error {
+func (c *controller) sendHints(ctx context.Context, changed <-chan hint) error {
 	for {
-		pending := map[resource.Ref]struct{}{}
+		pending := map[hint]struct{}{}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -80,11 +94,14 @@ func (c *controller) sendHints(ctx context.Context, changed <-chan resource.Ref)
 		for t := range resource.All[*resource.Task](c.store.View()) {
 			if t.State == resource.TaskRunning && n < maxTaskHints {
 				n++
-				pending[resource.Ref{Kind: resource.KindTask, ID: t.ID}] = struct{}{}
+				pending[hint{t.Owner, resource.KindTask, t.ID}] = struct{}{}
 			}
 		}
-		for r := range pending {
-			if err := c.site.Conn().Publish(subjects.Event(string(r.Kind), r.ID), nil); err != nil {
+		for h := range pending {
+			if !subjects.ValidToken(h.account) {
+				continue
+			}
+			if err := c.site.Conn().Publish(subjects.Event(h.account, string(h.kind), h.id), nil); err != nil {
 				break // the connection is away: so are those who would listen
 			}
 		}

@@ -61,3 +61,31 @@ const (
 	DirectGetAll  = "$JS.API.DIRECT.GET.*"
 	DirectGetLast = "$JS.API.DIRECT.GET.*.>"
 )
+
+// UserRole is what a person or program of an ordinary account may do: every operation under the own name, each of which the
+// controller authorises, and hints of what belongs to the own account. It reads no stream: those hold everybody's.
+// The user's JWT bears the tag "account:<id>".
+func UserRole() Permissions {
+	return Permissions{
+		Publish:   []string{API(nameTemplate, "*", ">"), "$SRV.>"},
+		Subscribe: []string{Inbox(nameTemplate) + ".>", EventsOf(accountTemplate)},
+	}
+}
+
+// AccountTag is the tag of a user's JWT that names the account, "account:<id>". Tags are in lower case, as ids are.
+const AccountTag = "account:"
+
+// accountTemplate is replaced by the server with the account's id from the tag of the user's JWT.
+const accountTemplate = "{{tag(account)}}"
+
+// GuestName is the user name of whoever connects without credentials.
+const GuestName = "guest"
+
+// GuestRole is what somebody without credentials may do: ask for some. Answers are sealed to a key of the asker's, for all
+// guests share an inbox prefix.
+func GuestRole() Permissions {
+	return Permissions{
+		Publish:   []string{Guest(GuestLogin), Guest(GuestEnrol), Guest(GuestRenew)},
+		Subscribe: []string{Inbox(GuestName) + ".>"},
+	}
+}

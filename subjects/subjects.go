@@ -15,8 +15,8 @@
 //	shoal.agentapi.<host>.<verb>            requests of an agent to the controller; the server enforces <host>
 //	shoal.agent.<host>.<verb>               requests of the controller to an agent
 //	shoal.hint.<host>.>                     "your bucket changed": headers only, never acted on as content
-//	shoal.event.<kind>.<id>                 "this resource changed": a hint for waiting clients
-//	shoal.enroll                            one-use joiners
+//	shoal.event.<account>.<kind>.<id>       "this resource changed": a hint for waiting clients of the account that owns it
+//	shoal.guest.v1.<verb>                   requests of those who have no credentials yet: login, enrol, renew
 //
 // Tokens that come from outside (host ids, resource ids, callers) must satisfy [ValidToken].
 package subjects
@@ -43,8 +43,10 @@ const (
 	// LeaderKey is the key of the leading controller in the lease bucket.
 	LeaderKey = "controller.leader"
 
-	// EnrollSubject takes the one request that a joiner may make.
-	EnrollSubject = "shoal.enroll"
+	// What somebody without credentials may ask for: a person's session, a host's admission, a host's expired credentials anew.
+	GuestLogin = "login"
+	GuestEnrol = "enrol"
+	GuestRenew = "renew"
 
 	historyPrefix = "shoal.history."
 	desiredPrefix = "desired_"
@@ -121,8 +123,11 @@ const HistoryAll = historyPrefix + ">"
 // Hint is where the server republishes changes of a host's bucket, headers only; key may be ">".
 func Hint(host, key string) string { return "shoal.hint." + host + "." + key }
 
-// Event is the hint that a resource or its status changed; id may be "*".
-func Event(kind, id string) string { return "shoal.event." + kind + "." + id }
+// Event is the hint that a resource of an account, or its status, changed; each part may be "*".
+func Event(account, kind, id string) string { return "shoal.event." + account + "." + kind + "." + id }
+
+// EventsOf matches every event of an account.
+func EventsOf(account string) string { return "shoal.event." + account + ".>" }
 
 // EventAll matches every event.
 const EventAll = "shoal.event.>"
@@ -166,6 +171,12 @@ func ParseAgentAPI(subject string) (host, verb string, err error) {
 
 // Agent is a request of the controller to an agent; verb may be ">".
 func Agent(host, verb string) string { return "shoal.agent." + host + "." + verb }
+
+// Guest is a request of somebody without credentials.
+func Guest(verb string) string { return "shoal.guest.v1." + verb }
+
+// GuestAll matches every request of those without credentials.
+const GuestAll = "shoal.guest.v1.*"
 
 // Inbox is the prefix of the reply subjects that a user may use. NATS clients must be started with it, since
 // nobody may listen to anybody else's answers.

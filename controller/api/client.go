@@ -177,7 +177,7 @@ func (c *Client) request(ctx context.Context, m *nats.Msg) (*nats.Msg, error) {
 // Hints calls fn, on another goroutine, whenever something of a kind may have changed; id may be "*". The returned
 // function ends it.
 func (c *Client) Hints(kind resource.Kind, id string, fn func()) (func(), error) {
-	sub, err := c.conn.Subscribe(subjects.Event(string(kind), id), func(*nats.Msg) { fn() })
+	sub, err := c.conn.Subscribe(subjects.Event("*", string(kind), id), func(*nats.Msg) { fn() })
 	if err != nil {
 		return nil, fmt.Errorf("subscribe to hints: %w", err)
 	}

@@ -45,7 +45,7 @@ func links() []link {
 		{subject: "$SRV.>", many: true, from: CTL, to: []Account{USR}},
 		{subject: subjects.Hint("*", ">"), stream: true, from: CTL, to: []Account{AGT, USR}},
 		{subject: subjects.EventAll, stream: true, from: CTL, to: []Account{USR}},
-		{subject: subjects.EnrollSubject, share: true, from: CTL, to: []Account{ENROLL}},
+		{subject: subjects.GuestAll, share: true, from: CTL, to: []Account{ENROLL}},
 		{subject: subjects.Agent("*", ">"), share: true, from: AGT, to: []Account{CTL}},
 	}
 	for _, s := range subjects.ReadOnlyJetStream() {

@@ -110,7 +110,7 @@ func TestPermissions(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, subj := range []string{subjects.APIAll, subjects.AgentAPIAll, subjects.EnrollSubject} {
+	for _, subj := range []string{subjects.APIAll, subjects.AgentAPIAll, subjects.GuestAll} {
 		if _, err := s.Conn().Subscribe(subj, func(m *nats.Msg) {
 			_ = m.Respond([]byte(m.Header.Get("Nats-Request-Info")))
 		}); err != nil {
@@ -143,7 +143,7 @@ func TestPermissions(t *testing.T) {
 		{"agent", subjects.API("h1", "vm", "list"), ``, false},
 		{"agent", "$JS.API.STREAM.INFO.KV_desired_h1", ``, false},
 		{"agent", "$JS.API.STREAM.DELETE.KV_desired_h2", ``, false},
-		{"agent", subjects.EnrollSubject, ``, false},
+		{"agent", subjects.Guest(subjects.GuestEnrol), ``, false},
 		{"admin", subjects.API("ann", "vm", "create"), ``, true},
 		{"admin", subjects.API("bob", "vm", "create"), ``, false},
 		{"admin", "$JS.API.STREAM.INFO.KV_desired_h1", ``, true},
