@@ -9,7 +9,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"shoal/controller/api"
-	"shoal/controller/identity"
 	"shoal/controller/journal"
 	"shoal/controller/plan"
 	"shoal/controller/publish"
@@ -219,5 +218,6 @@ func (c *controller) changes(ctx context.Context, fn func(store.Committed)) erro
 
 // hostJWT signs the credentials of a host's agent.
 func (c *controller) hostJWT(hostID, publicKey string) (string, error) {
-	return c.id.IssueUser(identity.RoleAgent, hostID, publicKey, 0)
+	token, _, err := c.id.IssueHost(hostID, publicKey)
+	return token, err
 }

@@ -139,7 +139,7 @@ func (c *controller) revokeGone(ctx context.Context, from uint64) error {
 			for _, e := range done.Entries {
 				for _, ch := range e.Changes {
 					old, ok := ch.Old.(*resource.Host)
-					if !ok {
+					if !ok || old.PublicKey == "" {
 						continue
 					}
 					if now, still := ch.New.(*resource.Host); still && now.PublicKey == old.PublicKey {
@@ -161,7 +161,7 @@ func (c *controller) revokeGone(ctx context.Context, from uint64) error {
 }
 
 func (c *controller) revokeKey(ctx context.Context, h *resource.Host, at time.Time) error {
-	a, err := c.id.Revoke(identity.RoleAgent, h.PublicKey, at)
+	a, err := c.id.Revoke(identity.RoleAgent, h.PublicKey, at, at.Add(identity.HostTTL))
 	if err != nil {
 		return fmt.Errorf("revoke the key of host %s: %w", h.ID, err)
 	}

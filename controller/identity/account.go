@@ -1,11 +1,8 @@
 package identity
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -22,6 +19,13 @@ const (
 	agentSubscriptions = 50
 	agentPayload       = 1 << 20
 	agentReplyTime     = 5 * time.Minute
+)
+
+// Limits of guests. Anybody who reaches the port is one, so they get just what their three requests need.
+const (
+	guestSubscriptions = 4
+	guestPayload       = 16 << 10
+	guestConnections   = 4096 // of all guests together
 )
 
 // link is a subject that one account offers and others use.
@@ -55,7 +59,7 @@ func links() []link {
 }
 
 // claims builds the account as it is now.
-func (id *Identity) claims(a Account) *jwt.AccountClaims {
+func (id *Identity) claims(a Account) (*jwt.AccountClaims, error) {
 	c := jwt.NewAccountClaims(id.AccountID(a))
 	c.Name = string(a)
 	for _, l := range links() {
@@ -84,14 +88,26 @@ func (id *Identity) claims(a Account) *jwt.AccountClaims {
 	case USR:
 		c.SigningKeys.AddScopedSigner(id.scope(RoleAdmin, subjects.AdminRole()))
 		c.SigningKeys.AddScopedSigner(id.scope(RoleViewer, subjects.ViewerRole()))
-	case SYS, ENROLL:
+		c.SigningKeys.AddScopedSigner(id.scope(RoleManager, subjects.AdminRole()))
+		c.SigningKeys.AddScopedSigner(id.scope(RoleUser, subjects.UserRole()))
+	case ENROLL:
+		s := id.scope(RoleGuest, subjects.GuestRole())
+		s.Template.Limits.Subs, s.Template.Limits.Payload = guestSubscriptions, guestPayload
+		s.Template.BearerToken = true // everybody has the token, and nobody its key
+		c.SigningKeys.AddScopedSigner(s)
+		c.Limits.Conn = guestConnections
+	case SYS:
 	}
-	id.mu.Lock()
-	defer id.mu.Unlock()
-	for user, at := range id.revoked[a] {
-		c.RevokeAt(user, at)
+	// From the file each time: another controller may have led since, and what it has revoked must stay so.
+	revoked, err := loadRevocations(filepath.Join(id.dir, revokedFile))
+	if err != nil {
+		return nil, err
 	}
-	return c
+	revoked.forget(time.Now())
+	for user, r := range revoked[a] {
+		c.RevokeAt(user, r.At)
+	}
+	return c, nil
 }
 
 // scope is a role's permissions, tied to the role's signing key.
@@ -108,7 +124,10 @@ func (id *Identity) scope(r Role, p subjects.Permissions) *jwt.UserScope {
 
 // AccountJWT is the account as a server takes it, signed with the operator's signing key.
 func (id *Identity) AccountJWT(a Account) (string, error) {
-	c := id.claims(a)
+	c, err := id.claims(a)
+	if err != nil {
+		return "", fmt.Errorf("build account %s: %w", a, err)
+	}
 	var vr jwt.ValidationResults
 	c.Validate(&vr)
 	if errs := vr.Errors(); len(errs) > 0 {
@@ -155,13 +174,18 @@ func (id *Identity) Configure(o *server.Options) error {
 		}
 	}
 	o.TrustedOperators, o.AccountResolver, o.SystemAccount = []*jwt.OperatorClaims{oc}, res, id.AccountID(SYS)
-	return nil
+	o.DefaultSentinel, err = id.guestJWT()
+	return err
 }
 
 // ServerConfig is the text of a nats-server.conf for a server that runs outside of the controller. dir is where that
 // server keeps accounts and streams.
 func (id *Identity) ServerConfig(dir string) (string, error) {
 	ot, err := id.OperatorJWT()
+	if err != nil {
+		return "", err
+	}
+	guest, err := id.guestJWT()
 	if err != nil {
 		return "", err
 	}
@@ -178,6 +202,8 @@ jetstream {
 }
 operator: %s
 system_account: %s
+# Whoever connects without credentials may ask for some, and nothing else.
+default_sentinel: %q
 # The controllers bring the accounts up to date by themselves.
 resolver {
   type: full
@@ -186,7 +212,7 @@ resolver {
   interval: "2m"
 }
 resolver_preload {
-`, filepath.Join(dir, "jetstream"), ot, id.AccountID(SYS), filepath.Join(dir, "accounts"))
+`, filepath.Join(dir, "jetstream"), ot, id.AccountID(SYS), guest, filepath.Join(dir, "accounts"))
 	for _, a := range Accounts() {
 		t, err := id.AccountJWT(a)
 		if err != nil {
@@ -196,53 +222,4 @@ resolver_preload {
 	}
 	b.WriteString("}\n")
 	return b.String(), nil
-}
-
-// revocations are the users that lost their credentials, and until when those had been issued.
-type revocations map[Account]map[string]time.Time
-
-func loadRevocations(path string) (revocations, error) {
-	b, err := readPrivate(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return revocations{}, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	r := revocations{}
-	if err := json.Unmarshal(b, &r); err != nil {
-		return nil, fmt.Errorf("read revocations %s: %w", path, err)
-	}
-	return r, nil
-}
-
-// Revoke takes the credentials of a role's user away that were issued up to at. It returns once that can't be forgotten
-// any more; site.UpdateAccount makes the servers act on it.
-func (id *Identity) Revoke(r Role, publicKey string, at time.Time) (Account, error) {
-	a, _, err := r.account()
-	if err != nil {
-		return "", err
-	}
-	if err := checkUserKey(publicKey); err != nil {
-		return "", err
-	}
-	id.mu.Lock()
-	defer id.mu.Unlock()
-	next := revocations{}
-	for k, v := range id.revoked {
-		next[k] = maps.Clone(v)
-	}
-	if next[a] == nil {
-		next[a] = map[string]time.Time{}
-	}
-	next[a][publicKey] = at.UTC().Truncate(time.Second)
-	b, err := json.MarshalIndent(next, "", "  ")
-	if err != nil {
-		return "", fmt.Errorf("encode revocations: %w", err)
-	}
-	if err := replacePrivate(filepath.Join(id.dir, revokedFile), append(b, '\n')); err != nil {
-		return "", fmt.Errorf("keep revocation of %s: %w", publicKey, err)
-	}
-	id.revoked = next
-	return a, nil
 }

@@ -2,13 +2,14 @@ package identity
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
+	"time"
 
 	"github.com/nats-io/nkeys"
 	"golang.org/x/sys/unix"
@@ -23,7 +24,7 @@ const (
 	CTL    Account = "CTL"    // streams and controllers
 	AGT    Account = "AGT"    // agents
 	USR    Account = "USR"    // people and API clients
-	ENROLL Account = "ENROLL" // one-use joiners
+	ENROLL Account = "ENROLL" // guests: whoever has no credentials yet
 )
 
 // Accounts lists the accounts.
@@ -37,9 +38,17 @@ const (
 	RoleController Role = "controller" // everything in CTL
 	RoleSystem     Role = "system"     // everything in SYS
 	RoleAgent      Role = "agent"      // subjects.AgentRole
-	RoleAdmin      Role = "admin"      // subjects.AdminRole
-	RoleViewer     Role = "viewer"     // subjects.ViewerRole
+	RoleAdmin      Role = "admin"      // subjects.AdminRole, in a credentials file made beside the keys
+	RoleViewer     Role = "viewer"     // subjects.ViewerRole, in a credentials file made beside the keys
+	RoleManager    Role = "manager"    // subjects.AdminRole, for a session of somebody in the admin account
+	RoleUser       Role = "user"       // subjects.UserRole, for a session of somebody in an ordinary account
+	RoleGuest      Role = "guest"      // subjects.GuestRole, for whoever connects without credentials
 )
+
+// scopedRoles are the roles whose permissions stand in their account, each with a signing key of its own.
+func scopedRoles() []Role {
+	return []Role{RoleAgent, RoleAdmin, RoleViewer, RoleManager, RoleUser, RoleGuest}
+}
 
 // account is the account that a role's users live in; scoped says that a signing key of its own carries the
 // role's permissions, otherwise the account's key signs.
@@ -51,47 +60,82 @@ func (r Role) account() (a Account, scoped bool, err error) {
 		return SYS, false, nil
 	case RoleAgent:
 		return AGT, true, nil
-	case RoleAdmin, RoleViewer:
+	case RoleAdmin, RoleViewer, RoleManager, RoleUser:
 		return USR, true, nil
+	case RoleGuest:
+		return ENROLL, true, nil
 	default:
-		return "", false, fmt.Errorf("role: %q is not one of agent, admin, viewer, controller, system", string(r))
+		return "", false, fmt.Errorf("role: %q is not one of agent, admin, viewer, manager, user, guest, controller, system", string(r))
 	}
 }
 
-// Names of the seed files, without their extension.
+// Names of the seed files, without their extension, and of the other files.
 const (
 	operatorKey = "operator"
 	signingKey  = "operator-signing"
+	sealKey     = "seal"
 	seedExt     = ".seed"
 	revokedFile = "revoked.json"
+	layoutFile  = "layout.json"
+	caFile      = "ca.pem"
 )
 
 func accountKey(a Account) string { return "account-" + strings.ToLower(string(a)) }
 func roleKey(r Role) string       { return "role-" + string(r) }
 
-// keyNames are the keys of an installation and how each is made.
-func keyNames() map[string]func() (nkeys.KeyPair, error) {
-	m := map[string]func() (nkeys.KeyPair, error){operatorKey: nkeys.CreateOperator, signingKey: nkeys.CreateOperator}
-	for _, a := range Accounts() {
-		m[accountKey(a)] = nkeys.CreateAccount
+// layout is what a directory of keys says of itself: which files it must have. It is what tells a file that an older
+// controller did not know from one that was lost.
+type layout struct {
+	Version int `json:"version"`
+	// Since is the version that the directory was made with.
+	Since int `json:"since"`
+}
+
+// The versions. A directory of the first has no layout file.
+const (
+	layoutFirst    = 1
+	layoutSessions = 2 // keys of sessions and guests, the sealing key, the certificate authority
+	layoutNow      = layoutSessions
+)
+
+// keySpec is how a key is made, its type, and since which layout a directory has it.
+type keySpec struct {
+	generate func() (nkeys.KeyPair, error)
+	prefix   byte
+	since    int
+}
+
+// keySpecs are the keys of an installation.
+func keySpecs() map[string]keySpec {
+	m := map[string]keySpec{
+		operatorKey: {nkeys.CreateOperator, 'O', layoutFirst}, signingKey: {nkeys.CreateOperator, 'O', layoutFirst},
+		sealKey: {nkeys.CreateCurveKeys, 'X', layoutSessions},
 	}
-	for _, r := range []Role{RoleAgent, RoleAdmin, RoleViewer} {
-		m[roleKey(r)] = nkeys.CreateAccount
+	for _, a := range Accounts() {
+		m[accountKey(a)] = keySpec{nkeys.CreateAccount, 'A', layoutFirst}
+	}
+	for _, r := range scopedRoles() {
+		since := layoutFirst
+		if r == RoleManager || r == RoleUser || r == RoleGuest {
+			since = layoutSessions
+		}
+		m[roleKey(r)] = keySpec{nkeys.CreateAccount, 'A', since}
 	}
 	return m
 }
 
 // Identity is the keys of one installation. Its methods may be called at once.
 type Identity struct {
-	dir  string
-	keys map[string]nkeys.KeyPair
-	pub  map[string]string
-
-	mu      sync.Mutex
-	revoked revocations
+	dir    string
+	layout layout
+	keys   map[string]nkeys.KeyPair
+	pub    map[string]string
+	// hashing bounds how many passwords are hashed at once.
+	hashing chan struct{}
 }
 
-// Open reads the keys of the installation from dir, and makes them there when dir does not exist yet or is empty.
+// Open reads the keys of the installation from dir, and makes them there when dir does not exist yet or is empty. What an
+// older controller has not known is added; what has been lost is not.
 func Open(dir string) (*Identity, error) {
 	dir = filepath.Clean(dir)
 	entries, err := os.ReadDir(dir)
@@ -102,6 +146,9 @@ func Open(dir string) (*Identity, error) {
 		}
 	case err != nil:
 		return nil, fmt.Errorf("open identity: %w", err)
+	}
+	if err := upgrade(dir); err != nil {
+		return nil, fmt.Errorf("bring identity %s up to date: %w", dir, err)
 	}
 	id, err := load(dir)
 	if err != nil {
@@ -121,20 +168,10 @@ func create(dir string) error {
 		return err
 	}
 	defer os.RemoveAll(tmp)
-	for name, generate := range keyNames() {
-		k, err := generate()
-		if err != nil {
-			return fmt.Errorf("make key %s: %w", name, err)
-		}
-		seed, err := k.Seed()
-		if err != nil {
-			return fmt.Errorf("make key %s: %w", name, err)
-		}
-		if err := writeSynced(filepath.Join(tmp, name+seedExt), append(seed, '\n')); err != nil {
-			return err
-		}
+	if err := fill(tmp, 0); err != nil {
+		return err
 	}
-	if err := syncDir(tmp); err != nil {
+	if err := writeLayout(tmp, layout{Version: layoutNow, Since: layoutNow}); err != nil {
 		return err
 	}
 	// Unlike os.Rename this replaces an empty directory, and fails on one that another controller has just filled.
@@ -144,9 +181,104 @@ func create(dir string) error {
 	return syncDir(parent)
 }
 
+// upgrade adds what came after the layout that a directory has, and then says so. It may be cut off anywhere.
+func upgrade(dir string) error {
+	unlock, err := lock(dir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	l, err := readLayout(dir)
+	if err != nil || l.Version == layoutNow {
+		return err
+	}
+	if err := fill(dir, l.Version); err != nil {
+		return err
+	}
+	l.Version = layoutNow
+	return writeLayout(dir, l)
+}
+
+// fill makes the files that came after a version, but for those that are there already.
+func fill(dir string, after int) error {
+	write := func(name string, content func() ([]byte, error)) error {
+		path := filepath.Join(dir, name)
+		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		b, err := content()
+		if err != nil {
+			return err
+		}
+		return replacePrivate(path, b)
+	}
+	for name, spec := range keySpecs() {
+		if spec.since <= after {
+			continue
+		}
+		if err := write(name+seedExt, func() ([]byte, error) {
+			k, err := spec.generate()
+			if err != nil {
+				return nil, fmt.Errorf("make key %s: %w", name, err)
+			}
+			seed, err := k.Seed()
+			if err != nil {
+				return nil, fmt.Errorf("make key %s: %w", name, err)
+			}
+			return append(seed, '\n'), nil
+		}); err != nil {
+			return err
+		}
+	}
+	if after >= layoutSessions {
+		return nil
+	}
+	return write(caFile, func() ([]byte, error) {
+		a, err := newAuthority(time.Now())
+		if err != nil {
+			return nil, err
+		}
+		return CA{list: []authority{a}}.encode()
+	})
+}
+
+func readLayout(dir string) (layout, error) {
+	path := filepath.Join(dir, layoutFile)
+	b, err := readPrivate(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return layout{Version: layoutFirst, Since: layoutFirst}, nil
+	}
+	if err != nil {
+		return layout{}, err
+	}
+	var l layout
+	if err := json.Unmarshal(b, &l); err != nil {
+		return layout{}, fmt.Errorf("read layout %s: %w", path, err)
+	}
+	if l.Version < layoutFirst || l.Since < layoutFirst || l.Since > l.Version {
+		return layout{}, fmt.Errorf("read layout %s: version %d since %d is impossible: restore the directory from a backup", path, l.Version, l.Since)
+	}
+	if l.Version > layoutNow {
+		return layout{}, fmt.Errorf("read layout %s: it has version %d, this controller knows %d: use one that is as new as the one that wrote it", path, l.Version, layoutNow)
+	}
+	return l, nil
+}
+
+func writeLayout(dir string, l layout) error {
+	b, err := json.Marshal(l)
+	if err != nil {
+		return fmt.Errorf("encode layout: %w", err)
+	}
+	return replacePrivate(filepath.Join(dir, layoutFile), append(b, '\n'))
+}
+
 func load(dir string) (*Identity, error) {
-	id := &Identity{dir: dir, keys: map[string]nkeys.KeyPair{}, pub: map[string]string{}}
-	for name := range keyNames() {
+	id := &Identity{dir: dir, keys: map[string]nkeys.KeyPair{}, pub: map[string]string{}, hashing: make(chan struct{}, hashesAtOnce)}
+	var err error
+	if id.layout, err = readLayout(dir); err != nil {
+		return nil, err
+	}
+	for name, spec := range keySpecs() {
 		path := filepath.Join(dir, name+seedExt)
 		b, err := readPrivate(path)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -163,18 +295,15 @@ func load(dir string) (*Identity, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read seed %s: %w", path, err)
 		}
-		want := byte('A')
-		if name == operatorKey || name == signingKey {
-			want = 'O'
-		}
-		if pub[0] != want {
-			return nil, fmt.Errorf("read seed %s: holds a key of type %c, want %c", path, pub[0], want)
+		if pub[0] != spec.prefix {
+			return nil, fmt.Errorf("read seed %s: holds a key of type %c, want %c", path, pub[0], spec.prefix)
 		}
 		id.keys[name], id.pub[name] = k, pub
 	}
-	var err error
-	id.revoked, err = loadRevocations(filepath.Join(dir, revokedFile))
-	if err != nil {
+	if _, err := id.CA(); err != nil {
+		return nil, err
+	}
+	if _, err := loadRevocations(filepath.Join(dir, revokedFile)); err != nil {
 		return nil, err
 	}
 	return id, nil
@@ -182,6 +311,22 @@ func load(dir string) (*Identity, error) {
 
 // AccountID is the public key of an account.
 func (id *Identity) AccountID(a Account) string { return id.pub[accountKey(a)] }
+
+// SigningKey is the public key that signs a role's users: the issuer that the server names in Nats-Request-Info. It is empty
+// for a role whose account signs.
+func (id *Identity) SigningKey(r Role) string { return id.pub[roleKey(r)] }
+
+// lock keeps other processes from changing the directory, until the returned function is called.
+func lock(dir string) (func(), error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), d.Close())
+	}
+	return func() { _ = d.Close() }, nil
+}
 
 // readPrivate reads a file that holds a secret, unless others may read it, too.
 func readPrivate(path string) ([]byte, error) {
@@ -193,16 +338,6 @@ func readPrivate(path string) ([]byte, error) {
 		return nil, fmt.Errorf("%s holds a secret and others may read it (mode %04o): check who did, then chmod 600 it", path, m)
 	}
 	return os.ReadFile(path)
-}
-
-// writeSynced writes a new private file and waits until it is on the disk.
-func writeSynced(path string, b []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	return errors.Join(err, f.Sync(), f.Close())
 }
 
 // replacePrivate puts a private file in place in one step.

@@ -81,6 +81,15 @@ func TestOpenRefuses(t *testing.T) {
 	}{
 		{"world-readable key", func(d string) error { return os.Chmod(filepath.Join(d, "operator.seed"), 0o644) }, "chmod 600"},
 		{"missing key", func(d string) error { return os.Remove(filepath.Join(d, "account-agt.seed")) }, "account-agt.seed is missing: restore"},
+		{"missing newer key", func(d string) error { return os.Remove(filepath.Join(d, "role-user.seed")) }, "role-user.seed is missing: restore"},
+		{"missing sealing key", func(d string) error { return os.Remove(filepath.Join(d, "seal.seed")) }, "seal.seed is missing: restore"},
+		{"missing authority", func(d string) error { return os.Remove(filepath.Join(d, "ca.pem")) }, "ca.pem is missing: restore"},
+		{"garbage authority", func(d string) error { return os.WriteFile(filepath.Join(d, "ca.pem"), []byte("x"), 0o600) }, "read certificate authority"},
+		{"world-readable authority", func(d string) error { return os.Chmod(filepath.Join(d, "ca.pem"), 0o644) }, "chmod 600"},
+		{"layout of a newer controller", func(d string) error {
+			return os.WriteFile(filepath.Join(d, "layout.json"), []byte(`{"version":3,"since":1}`), 0o600)
+		}, "it has version 3, this controller knows 2"},
+		{"garbage layout", func(d string) error { return os.WriteFile(filepath.Join(d, "layout.json"), []byte(`{}`), 0o600) }, "impossible"},
 		{"garbage", func(d string) error { return os.WriteFile(filepath.Join(d, "role-agent.seed"), []byte("x"), 0o600) }, "read seed"},
 		{"key of another sort", func(d string) error {
 			b, err := os.ReadFile(filepath.Join(d, "operator.seed"))
@@ -113,6 +122,8 @@ func TestCredsRoundTrip(t *testing.T) {
 		{identity.RoleAgent, identity.AGT},
 		{identity.RoleAdmin, identity.USR},
 		{identity.RoleViewer, identity.USR},
+		{identity.RoleManager, identity.USR},
+		{identity.RoleGuest, identity.ENROLL},
 		{identity.RoleController, identity.CTL},
 		{identity.RoleSystem, identity.SYS},
 	} {
@@ -168,6 +179,8 @@ func TestIssueUserRefuses(t *testing.T) {
 		{identity.RoleAdmin, "ann", id.AccountID(identity.CTL), 0, "public_key:"},
 		{identity.RoleAdmin, "ann", pub[:55], 0, "public_key:"},
 		{identity.RoleAdmin, "ann", pub, -1, "ttl:"},
+		{identity.RoleAdmin, "ann", pub, 1 << 62, "ttl:"},
+		{identity.RoleUser, "ann", pub, time.Hour, "account:"},
 	} {
 		if _, err := id.IssueUser(c.role, c.name, c.key, c.ttl); err == nil || !strings.HasPrefix(err.Error(), c.want) {
 			t.Errorf("IssueUser(%q, %q, %q, %s) = %v, want an error about %s", c.role, c.name, c.key, c.ttl, err, c.want)
@@ -186,7 +199,7 @@ func TestRevocationIsKept(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, err := id.Revoke(identity.RoleAgent, c.PublicKey, time.Now())
+	a, err := id.Revoke(identity.RoleAgent, c.PublicKey, time.Now(), time.Time{})
 	if err != nil || a != identity.AGT {
 		t.Fatalf("Revoke = %s, %v", a, err)
 	}

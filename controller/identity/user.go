@@ -17,9 +17,60 @@ import (
 // roleTag marks a user's JWT with its role, for people and for ParseCreds. What the user may do comes from its signature.
 const roleTag = "role:"
 
+// HostTTL is how long the credentials of a host's agent are good. It renews them at half of that.
+const HostTTL = 30 * 24 * time.Hour
+
+// maxTTL bounds how long credentials that expire are good.
+const maxTTL = 100 * 365 * 24 * time.Hour
+
 // IssueUser signs credentials for a user whose key was made elsewhere; only its public key ("U…") is needed. With a ttl
 // of 0 they don't expire. The name of an agent is its host's id; people's names become a token of their subjects.
 func (id *Identity) IssueUser(role Role, name, publicKey string, ttl time.Duration) (string, error) {
+	if ttl < 0 || ttl > maxTTL {
+		return "", fmt.Errorf("ttl: %s is not between 0 and 100 years", ttl)
+	}
+	var expires time.Time
+	if ttl > 0 {
+		expires = time.Now().Add(ttl)
+	}
+	return id.issue(role, name, "", publicKey, expires)
+}
+
+// IssueHost signs credentials for a host's agent, and says until when they are good.
+func (id *Identity) IssueHost(host, publicKey string) (token string, expires time.Time, err error) {
+	expires = time.Now().Add(HostTTL).UTC().Truncate(time.Second)
+	token, err = id.issue(RoleAgent, host, "", publicKey, expires)
+	return token, expires, err
+}
+
+// IssueSession signs credentials that expire, for a session of somebody in an account: RoleManager or RoleUser. The name
+// becomes a token of the session's subjects.
+func (id *Identity) IssueSession(role Role, name, account, publicKey string, expires time.Time) (string, error) {
+	switch {
+	case role != RoleManager && role != RoleUser:
+		return "", fmt.Errorf("role: %q is not one of manager, user", string(role))
+	case account == "":
+		return "", errors.New("account: must be given")
+	case !expires.After(time.Now()):
+		return "", fmt.Errorf("expires: %s is not in the future", expires.UTC().Format(time.RFC3339))
+	}
+	return id.issue(role, name, account, publicKey, expires)
+}
+
+// guestJWT is what a server takes for the credentials of whoever has none. Its key is thrown away: nobody signs with it.
+func (id *Identity) guestJWT() (string, error) {
+	k, err := nkeys.CreateUser()
+	if err != nil {
+		return "", fmt.Errorf("make key of guests: %w", err)
+	}
+	pub, err := k.PublicKey()
+	if err != nil {
+		return "", fmt.Errorf("make key of guests: %w", err)
+	}
+	return id.issue(RoleGuest, subjects.GuestName, "", pub, time.Time{})
+}
+
+func (id *Identity) issue(role Role, name, account, publicKey string, expires time.Time) (string, error) {
 	a, scoped, err := role.account()
 	if err != nil {
 		return "", err
@@ -30,14 +81,21 @@ func (id *Identity) IssueUser(role Role, name, publicKey string, ttl time.Durati
 	if err := checkUserKey(publicKey); err != nil {
 		return "", err
 	}
-	if ttl < 0 {
-		return "", fmt.Errorf("ttl: %s is negative", ttl)
-	}
 	c := jwt.NewUserClaims(publicKey)
 	c.Name = name
 	c.Tags.Add(roleTag + string(role))
-	if ttl > 0 {
-		c.Expires = time.Now().Add(ttl).Unix()
+	switch {
+	case account != "":
+		// Tags are kept in lower case: an id that is not would become another account's.
+		if !subjects.ValidToken(account) || account != strings.ToLower(account) {
+			return "", fmt.Errorf("account: %q is not 1 to 64 bytes of [a-z0-9_-]", account)
+		}
+		c.Tags.Add(subjects.AccountTag + account)
+	case role == RoleUser:
+		return "", errors.New("account: must be given for the role user")
+	}
+	if !expires.IsZero() {
+		c.Expires = expires.Unix()
 	}
 	signer := id.keys[accountKey(a)]
 	if scoped {

@@ -378,7 +378,7 @@ func TestPresence(t *testing.T) {
 	}
 	t.Cleanup(bad.Close)
 	expect(word{"bad", true})
-	a, err := id.Revoke(identity.RoleAgent, c.PublicKey, time.Now().Add(time.Second))
+	a, err := id.Revoke(identity.RoleAgent, c.PublicKey, time.Now().Add(time.Second), time.Time{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -447,7 +447,7 @@ func TestExternal(t *testing.T) {
 	if on := <-words; !on {
 		t.Fatal("h1 is not connected")
 	}
-	a, err := id.Revoke(identity.RoleAgent, agent.PublicKey, time.Now().Add(time.Second))
+	a, err := id.Revoke(identity.RoleAgent, agent.PublicKey, time.Now().Add(time.Second), time.Time{})
 	if err != nil {
 		t.Fatal(err)
 	}
