@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,11 +11,13 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
 
+	"shoal/controller/certificate"
 	"shoal/controller/identity"
 	"shoal/controller/image"
 	"shoal/controller/journal"
@@ -39,11 +42,18 @@ type Config struct {
 	// HTTP is where images are served, "host:port"; Advertise is the host that agents are told to fetch them from, "" for
 	// HTTP's.
 	HTTP, Advertise string
-	Version         string
-	Log             zerolog.Logger
+	// TLSCert and TLSKey are the files of a certificate to present instead of one of the installation's own authority.
+	TLSCert, TLSKey string
+	// TLSNames are further host names and addresses that a certificate of our own is for.
+	TLSNames []string
+	Version  string
+	Log      zerolog.Logger
 	// Ready is called once with the URL of NATS, when the controller has started; it may lead a moment later. May be nil.
 	Ready func(natsURL string)
 }
+
+// CABundle is the file in the data directory with the certificates that clients must trust. It holds no secret.
+const CABundle = "ca.pem"
 
 // AdminCreds is the file in the data directory with the first administrator's credentials.
 const AdminCreds = "admin.creds"
@@ -56,6 +66,7 @@ type controller struct {
 	cfg    Config
 	log    zerolog.Logger
 	id     *identity.Identity
+	certs  *certificate.Service
 	site   *site.Site
 	store  *store.Store
 	images *image.Service
@@ -74,6 +85,9 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := c.adminCreds(); err != nil {
 		return err
 	}
+	if c.certs, err = c.certificate(); err != nil {
+		return err
+	}
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.HTTP)
 	if err != nil {
 		return fmt.Errorf("listen for images (--http): %w", err)
@@ -82,7 +96,7 @@ func Run(ctx context.Context, cfg Config) error {
 
 	c.site, err = site.Open(ctx, site.Config{
 		Name: cfg.Name, Identity: c.id, URL: cfg.NATSURL, Creds: cfg.Creds, Replicas: cfg.Replicas,
-		Dir: filepath.Join(cfg.Data, "nats"), Listen: cfg.Listen, Log: c.log,
+		Dir: filepath.Join(cfg.Data, "nats"), Listen: cfg.Listen, TLS: c.certs.Server(), Roots: c.certs.Roots, Log: c.log,
 	})
 	if err != nil {
 		return err
@@ -107,6 +121,7 @@ func Run(ctx context.Context, cfg Config) error {
 		cfg.Ready(c.site.ClientURL())
 	}
 	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return c.certs.Run(ctx) })
 	group.Go(func() error { return c.store.Watch(ctx, c.site.JetStream()) })
 	group.Go(func() error { return c.site.Presence(ctx, c.store.SetConnected) })
 	group.Go(func() error { return c.serveHTTP(ctx, listener) })
@@ -115,6 +130,31 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	return nil
+}
+
+// certificate is what the controller's ports present.
+func (c *controller) certificate() (*certificate.Service, error) {
+	addrs := map[string]string{"--http": c.cfg.HTTP}
+	if c.cfg.NATSURL == "" {
+		addrs["--listen"] = c.cfg.Listen
+	}
+	var listen []string
+	for flag, addr := range addrs {
+		host, _, err := net.SplitHostPort(addr)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", flag, err)
+		}
+		listen = append(listen, host)
+	}
+	extra := c.cfg.TLSNames
+	if c.cfg.Advertise != "" {
+		extra = append(slices.Clone(extra), c.cfg.Advertise)
+	}
+	names := func() ([]string, error) { return certificate.Names(listen, extra) }
+	return certificate.New(certificate.Config{
+		Identity: c.id, Dir: filepath.Join(c.cfg.Data, "tls"), Bundle: filepath.Join(c.cfg.Data, CABundle), Names: names,
+		Cert: c.cfg.TLSCert, Key: c.cfg.TLSKey, Log: c.log,
+	})
 }
 
 // adminCreds makes the first administrator's credentials at the first start.
@@ -154,8 +194,19 @@ func (c *controller) imageService(addr net.Addr) (*image.Service, error) {
 		c.log.Warn().Str("address", host).Msg("hosts are told to fetch images from this machine's name; set --advertise where they can't resolve it")
 	}
 	return image.New(image.Config{
-		Dir: filepath.Join(c.cfg.Data, "images"), Base: "http://" + net.JoinHostPort(host, port), Key: key, Store: c.store, Log: c.log,
+		Dir: filepath.Join(c.cfg.Data, "images"), Base: "https://" + net.JoinHostPort(host, port), Key: key, Store: c.store, Peers: c.peers(), Log: c.log,
 	})
+}
+
+// peers is how another controller is asked for images. Which authorities are good is looked up with each connection.
+func (c *controller) peers() *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		DialTLSContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			d := tls.Dialer{NetDialer: &net.Dialer{Timeout: 10 * time.Second}, Config: c.certs.Client()}
+			return d.DialContext(ctx, network, addr)
+		},
+		ResponseHeaderTimeout: 30 * time.Second, IdleConnTimeout: 30 * time.Second, DisableCompression: true,
+	}}
 }
 
 // imageKey is the key that signs the addresses of images; it is made at the first start.
@@ -196,7 +247,7 @@ func (c *controller) serveHTTP(ctx context.Context, listener net.Listener) error
 		}
 		_, _ = fmt.Fprintf(w, "%s at %d\n", role, c.store.Seq())
 	})
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
+	server := &http.Server{Handler: mux, TLSConfig: c.certs.Server(), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
 	go func() {
 		<-ctx.Done()
 		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
@@ -205,7 +256,7 @@ func (c *controller) serveHTTP(ctx context.Context, listener net.Listener) error
 			_ = server.Close()
 		}
 	}()
-	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+	if err := server.ServeTLS(listener, "", ""); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve images: %w", err)
 	}
 	return nil

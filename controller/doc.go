@@ -20,4 +20,6 @@
 //   - The command line is controller/api/cli, since cmd has no logic: it follows from the registry as the API does.
 //   - Image files lie with the controller that added them; a controller that comes to lead fetches what it lacks from those that
 //     the image's record lists (controller/image). The key that signs their addresses lies with the shared identity.
+//   - Both ports speak TLS 1.3 only (controller/certificate). A private authority is made at the first start; nothing has to be
+//     set up for that, and there is no switch to go without.
 package controller

@@ -11,6 +11,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"syscall"
+	"text/tabwriter"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -42,9 +43,11 @@ func command() *cobra.Command {
 		Long: `shoal-controller serves the API over NATS, keeps the journal, and publishes each host's document. NATS with JetStream is built in; --nats-url
 uses an external one. Several controllers on one NATS are equal: one leads, the others follow and take over.
 
-The first start makes keys in <data>/identity and the administrator's credentials in <data>/admin.creds.`,
+The first start makes keys and a certificate authority in <data>/identity and the administrator's credentials in <data>/admin.creds. All ports are
+served with TLS 1.3, by a certificate of that authority, which is made anew in time, or by a given one, whose files are read again when they change.
+What clients must trust is in <data>/ca.pem.`,
 		Example: `  shoal-controller --data /var/lib/shoal-controller --listen 10.0.0.1:4222 --http 10.0.0.1:8480
-  shoalctl --server nats://10.0.0.1:4222 --creds /var/lib/shoal-controller/admin.creds host list`,
+  shoalctl --server tls://10.0.0.1:4222 --creds /var/lib/shoal-controller/admin.creds host list`,
 		Args:          cobra.NoArgs,
 		Version:       fullVersion(),
 		SilenceErrors: true,
@@ -77,9 +80,12 @@ The first start makes keys in <data>/identity and the administrator's credential
 	f.IntVar(&cfg.Replicas, "replicas", 1, "replicas of the precious streams, with --nats-url")
 	f.StringVar(&cfg.HTTP, "http", "0.0.0.0:8480", "address at which hosts fetch images")
 	f.StringVar(&cfg.Advertise, "advertise", "", "host name or address that hosts are told for --http (default that of --http)")
+	f.StringVar(&cfg.TLSCert, "tls-cert", "", "file with the certificate to present and its chain up to the root, PEM (default made by the installation's own authority)")
+	f.StringVar(&cfg.TLSKey, "tls-key", "", "file with the key of --tls-cert, PEM")
+	f.StringArrayVar(&cfg.TLSNames, "tls-name", nil, "further host name or address that this machine is reached by; may be repeated")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&format, "log-format", "json", "json or console")
-	cmd.AddCommand(natsConfig(), creds())
+	cmd.AddCommand(natsConfig(), creds(), ca())
 	return cmd
 }
 
@@ -104,17 +110,19 @@ func tuneGC() {
 
 // natsConfig prints the configuration of an external NATS server.
 func natsConfig() *cobra.Command {
-	var dir, listen, store string
+	var dir, listen, store, tlsDir string
+	var names []string
 	cmd := &cobra.Command{
 		Use:   "nats-config",
 		Short: "Print the configuration of an external NATS server for this installation's keys",
-		Long: `nats-config prints a configuration for nats-server that trusts this installation's operator and has its accounts. The keys are made where
-there are none yet.`,
-		Example: `  shoal-controller nats-config --identity /etc/shoal/identity --listen 10.0.0.1:4222 --store /var/lib/nats > nats.conf
+		Long: `nats-config prints a configuration for nats-server that trusts this installation's operator and has its accounts, and writes a certificate
+and key for it into --tls-dir. The keys of the installation are made where there are none yet. The certificate is good for a year: give the same command
+again in time, then nats-server --signal reload.`,
+		Example: `  shoal-controller nats-config --identity /etc/shoal/identity --listen 10.0.0.1:4222 --store /var/lib/nats --tls-dir /etc/nats/tls > nats.conf
   nats-server -c nats.conf`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			text, err := controller.NATSConfig(dir, listen, store)
+			text, err := controller.NATSConfig(dir, listen, store, tlsDir, names)
 			if err != nil {
 				return err
 			}
@@ -126,6 +134,8 @@ there are none yet.`,
 	f.StringVar(&dir, "identity", "/var/lib/shoal-controller/identity", "directory of the keys")
 	f.StringVar(&listen, "listen", "0.0.0.0:4222", "address that the server listens on")
 	f.StringVar(&store, "store", "/var/lib/nats", "directory of the server's streams")
+	f.StringVar(&tlsDir, "tls-dir", "/etc/nats/tls", "directory to write the server's certificate and key to")
+	f.StringArrayVar(&names, "tls-name", nil, "further host name or address that the server is reached by; may be repeated")
 	return cmd
 }
 
@@ -150,6 +160,54 @@ func creds() *cobra.Command {
 		}
 	}
 	return cmd
+}
+
+// ca replaces the certificate authority, step by step. It needs the keys and no running controller.
+func ca() *cobra.Command {
+	var dir string
+	parent := &cobra.Command{
+		Use: "ca", Short: "Show and replace the installation's certificate authority",
+		Long: `A new authority is first trusted and only later used, so that nobody is locked out: rotate adds one, which hosts get when they renew their
+credentials; activate, after 30 days, makes the certificates come from it; retire drops the old one. Running controllers notice each step.`,
+	}
+	parent.PersistentFlags().StringVar(&dir, "identity", "/var/lib/shoal-controller/identity", "directory of the keys")
+	parent.AddCommand(&cobra.Command{
+		Use: "list", Short: "List the authorities that are to be trusted", Example: "  shoal-controller ca list", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			list, err := controller.ListCA(dir)
+			if err != nil {
+				return err
+			}
+			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+			_, _ = fmt.Fprintln(w, "NAME\tACTIVE\tSINCE\tUNTIL\tPIN") // Flush tells of an error
+			for _, c := range list {
+				_, _ = fmt.Fprintf(w, "%s\t%t\t%s\t%s\t%s\n", c.Name, c.Active, c.Since.UTC().Format(time.DateOnly), c.Until.UTC().Format(time.DateOnly), c.Pin)
+			}
+			return w.Flush()
+		},
+	})
+	for step, short := range map[string]string{
+		"rotate": "Add a new authority to those that are to be trusted", "activate": "Make certificates come from the new authority",
+		"retire": "Drop the authorities that do not issue certificates",
+	} {
+		var force bool
+		cmd := &cobra.Command{
+			Use: step, Short: short, Example: "  shoal-controller ca " + step, Args: cobra.NoArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				text, err := controller.ChangeCA(dir, step, force)
+				if err != nil {
+					return err
+				}
+				_, err = fmt.Fprintln(cmd.OutOrStdout(), text)
+				return err
+			},
+		}
+		if step == "activate" {
+			cmd.Flags().BoolVar(&force, "force", false, "also if hosts may not know it yet; those can't connect any more")
+		}
+		parent.AddCommand(cmd)
+	}
+	return parent
 }
 
 // logger writes lines of JSON, or for people.

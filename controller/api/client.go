@@ -2,6 +2,8 @@ package api
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,6 +24,9 @@ import (
 // ErrNoLeader says that no controller answered.
 var ErrNoLeader = errors.New("no controller leads")
 
+// ErrUntrusted says that the server could not prove that it is one of the installation's.
+var ErrUntrusted = errors.New("server is not to be trusted")
+
 // ErrUnreachable says that the NATS server can't be reached.
 var ErrUnreachable = errors.New("server can't be reached")
 
@@ -31,6 +36,8 @@ type ClientConfig struct {
 	Server string
 	// Creds is the path of the credentials file.
 	Creds string
+	// CA is a file with the certificates (PEM) that the server's must be signed by; "" for the system's authorities.
+	CA string
 	// Timeout bounds connecting.
 	Timeout time.Duration
 }
@@ -51,10 +58,19 @@ func Dial(ctx context.Context, cfg ClientConfig) (*Client, error) {
 	if deadline, ok := ctx.Deadline(); ok {
 		cfg.Timeout = min(cfg.Timeout, time.Until(deadline))
 	}
-	conn, err := nats.Connect(cfg.Server, nats.Name("shoalctl"), nats.UserCredentials(cfg.Creds), nats.CustomInboxPrefix(subjects.Inbox(user)),
+	roots, err := ReadCA(cfg.CA)
+	if err != nil {
+		return nil, err
+	}
+	// Never without TLS, whatever the server says of itself.
+	secure := nats.Secure(&tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots})
+	conn, err := nats.Connect(cfg.Server, secure, nats.Name("shoalctl"), nats.UserCredentials(cfg.Creds), nats.CustomInboxPrefix(subjects.Inbox(user)),
 		nats.Timeout(max(cfg.Timeout, time.Millisecond)), nats.ReconnectWait(200*time.Millisecond), nats.MaxReconnects(-1), nats.IgnoreAuthErrorAbort(),
 		// What the server refuses is told where it was asked for: see request.
 		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
+	if e := distrust(err, cfg); e != nil {
+		return nil, e
+	}
 	switch {
 	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked):
 		return nil, &resource.Error{
@@ -65,6 +81,52 @@ func Dial(ctx context.Context, cfg ClientConfig) (*Client, error) {
 		return nil, fmt.Errorf("connect to %s: %w: %w", cfg.Server, ErrUnreachable, err)
 	}
 	return &Client{conn: conn, user: user, server: cfg.Server}, nil
+}
+
+// distrust explains a server that could not prove who it is; nil for other errors.
+func distrust(err error, cfg ClientConfig) error {
+	trusted := "the system's authorities"
+	if cfg.CA != "" {
+		trusted = cfg.CA
+	}
+	refused := func(remedy, format string, args ...any) error {
+		return fmt.Errorf("%w: %w", ErrUntrusted, &resource.Error{
+			Code: resource.CodeForbidden, Message: fmt.Sprintf("connect to %s: %s", cfg.Server, fmt.Sprintf(format, args...)), Remedy: remedy,
+		})
+	}
+	const copyCA = "copy ca.pem from the controller's data directory, over a way that you trust, and give it with --ca, or put it beside the credentials file"
+	var (
+		unknown x509.UnknownAuthorityError
+		name    x509.HostnameError
+		invalid x509.CertificateInvalidError
+	)
+	switch {
+	case errors.As(err, &unknown):
+		return refused(copyCA, "its certificate is signed by none of the authorities in %s", trusted)
+	case errors.As(err, &name):
+		return refused("use a name or address of the controller that its certificate has, or start it with --tls-name", "its certificate is for another name: %v", name)
+	case errors.As(err, &invalid):
+		return refused("check the clocks of both machines, and whether the controller runs, which renews its certificate", "its certificate is not good: %v", invalid)
+	case errors.Is(err, nats.ErrSecureConnWanted):
+		return refused("check --server: every controller serves TLS", "it has no TLS, so that anybody could be listening")
+	}
+	return nil
+}
+
+// ReadCA reads a file of certificates to trust; nil, which stands for the system's, for no file.
+func ReadCA(file string) (*x509.CertPool, error) {
+	if file == "" {
+		return nil, nil
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("read authorities: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(b) {
+		return nil, fmt.Errorf("read authorities %s: it holds no certificate in PEM", file)
+	}
+	return pool, nil
 }
 
 // Close ends the connection.

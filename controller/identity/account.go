@@ -178,9 +178,16 @@ func (id *Identity) Configure(o *server.Options) error {
 	return err
 }
 
-// ServerConfig is the text of a nats-server.conf for a server that runs outside of the controller. dir is where that
-// server keeps accounts and streams.
-func (id *Identity) ServerConfig(dir string) (string, error) {
+// ExternalServer is a NATS server that runs outside of the controller.
+type ExternalServer struct {
+	// Listen is its "host:port", Dir where it keeps accounts and streams.
+	Listen, Dir string
+	// Cert and Key are the files of its certificate's chain and key.
+	Cert, Key string
+}
+
+// ServerConfig is the text of a nats-server.conf for such a server.
+func (id *Identity) ServerConfig(o ExternalServer) (string, error) {
 	ot, err := id.OperatorJWT()
 	if err != nil {
 		return "", err
@@ -191,10 +198,16 @@ func (id *Identity) ServerConfig(dir string) (string, error) {
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, `# A NATS server for Shoal. Add a server_name and, for three servers, a cluster block.
-listen: "0.0.0.0:4222"
+listen: %q
 ping_interval: "10s"
 ping_max: 2
 max_payload: 1MB
+tls {
+  cert_file: %q
+  key_file: %q
+  min_version: "1.3"
+  timeout: 10
+}
 jetstream {
   store_dir: %q
   # Every acknowledged write of the journal must be on the disk.
@@ -212,7 +225,7 @@ resolver {
   interval: "2m"
 }
 resolver_preload {
-`, filepath.Join(dir, "jetstream"), ot, id.AccountID(SYS), guest, filepath.Join(dir, "accounts"))
+`, o.Listen, o.Cert, o.Key, filepath.Join(o.Dir, "jetstream"), ot, id.AccountID(SYS), guest, filepath.Join(o.Dir, "accounts"))
 	for _, a := range Accounts() {
 		t, err := id.AccountJWT(a)
 		if err != nil {

@@ -1,6 +1,7 @@
 package identity_test
 
 import (
+	"crypto/tls"
 	"os"
 	"path/filepath"
 	"strings"
@@ -216,7 +217,21 @@ func TestRevocationIsKept(t *testing.T) {
 func TestServerConfigIsAccepted(t *testing.T) {
 	id := open(t, filepath.Join(t.TempDir(), "identity"))
 	dir := t.TempDir()
-	text, err := id.ServerConfig(dir)
+	ca, err := id.CA()
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain, private, err := ca.Issue([]string{"127.0.0.1"}, time.Now(), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, key := filepath.Join(dir, "server.pem"), filepath.Join(dir, "server.key")
+	for path, b := range map[string][]byte{cert: chain, key: private} {
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text, err := id.ServerConfig(identity.ExternalServer{Listen: "127.0.0.1:4333", Dir: dir, Cert: cert, Key: key})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -227,6 +242,9 @@ func TestServerConfigIsAccepted(t *testing.T) {
 	o, err := server.ProcessConfigFile(path)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, text)
+	}
+	if o.Port != 4333 || o.TLSConfig == nil || o.TLSConfig.MinVersion != tls.VersionTLS13 || o.TLSTimeout != 10 {
+		t.Errorf("port %d, TLS %+v with timeout %v", o.Port, o.TLSConfig, o.TLSTimeout)
 	}
 	if !o.SyncAlways || o.SystemAccount != id.AccountID(identity.SYS) || !o.JetStream {
 		t.Errorf("sync always %t, system account %q, jetstream %t", o.SyncAlways, o.SystemAccount, o.JetStream)

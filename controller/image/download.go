@@ -49,6 +49,7 @@ type partState struct {
 // fetcher downloads one image into a part file.
 type fetcher struct {
 	cfg      *Config
+	client   *http.Client
 	url      string
 	path     string
 	progress *progress
@@ -272,7 +273,7 @@ func (f *fetcher) attempt(ctx context.Context, to *os.File, h hash.Hash, at int6
 		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", at))
 		req.Header.Set("If-Range", f.validator)
 	}
-	res, err := f.cfg.Client.Do(req)
+	res, err := f.client.Do(req)
 	if err != nil {
 		return at, classify(ctx, err)
 	}

@@ -39,7 +39,7 @@ type Store interface {
 type Config struct {
 	// Dir is where the files are: <id>, <id>.part, <id>.part.json.
 	Dir string
-	// Base is the address under which agents and other controllers reach Handler, "http://10.0.0.1:8480".
+	// Base is the address under which agents and other controllers reach Handler, "https://10.0.0.1:8480".
 	Base string
 	// Key signs URLs. All controllers of an installation have the same.
 	Key   []byte
@@ -55,7 +55,9 @@ type Config struct {
 	Attempts       int
 	Backoff, Stall time.Duration
 	Client         *http.Client
-	Now            func() time.Time
+	// Peers is how other controllers are asked; nil for Client.
+	Peers *http.Client
+	Now   func() time.Time
 }
 
 // Service downloads and serves images.
@@ -99,6 +101,9 @@ func New(cfg Config) (*Service, error) {
 			Proxy: http.ProxyFromEnvironment, DialContext: (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
 			TLSHandshakeTimeout: 10 * time.Second, ResponseHeaderTimeout: 30 * time.Second, IdleConnTimeout: 30 * time.Second, DisableCompression: true,
 		}}
+	}
+	if cfg.Peers == nil {
+		cfg.Peers = cfg.Client
 	}
 	if len(cfg.Key) < 16 {
 		return nil, errors.New("key: must have at least 16 bytes")
@@ -241,7 +246,7 @@ func (s *Service) addImage(ctx context.Context, img *resource.Image, p *progress
 	log := s.cfg.Log.With().Str("kind", "image").Str("id", img.ID).Str("cause", img.Cause).Logger()
 	started := s.cfg.Now()
 	log.Info().Str("phase", "adding").Msg("image download starts")
-	ready, err := s.get(ctx, img.ID, img.URL, p, func(n int64, digest string) error {
+	ready, err := s.get(ctx, s.cfg.Client, img.ID, img.URL, p, func(n int64, digest string) error {
 		if want := strings.TrimPrefix(img.Checksum, "sha256:"); want != "" && !strings.EqualFold(want, digest) {
 			return resource.Invalid("checksum", "the content has the checksum sha256:%s, not %s", digest, img.Checksum).
 				WithRemedy("check the address and the checksum, and add the image again")
@@ -320,7 +325,7 @@ func (s *Service) copyImage(ctx context.Context, img *resource.Image, p *progres
 			if base == s.cfg.Base {
 				continue
 			}
-			_, err = s.get(ctx, img.ID, s.sign(base, img.ID, s.cfg.Now().Add(urlTTL)), p, func(_ int64, digest string) error {
+			_, err = s.get(ctx, s.cfg.Peers, img.ID, s.sign(base, img.ID, s.cfg.Now().Add(urlTTL)), p, func(_ int64, digest string) error {
 				if digest != img.SHA256 {
 					return resource.Invalid("url", "the content has the checksum sha256:%s, not sha256:%s", digest, img.SHA256)
 				}
@@ -361,9 +366,9 @@ type fetched struct {
 
 // get downloads, checks and moves into place. When it fails for good, nothing is left on the disk; when ctx ends, the part
 // stays for the next time.
-func (s *Service) get(ctx context.Context, id, from string, p *progress, check func(n int64, digest string) error) (fetched, error) {
+func (s *Service) get(ctx context.Context, client *http.Client, id, from string, p *progress, check func(n int64, digest string) error) (fetched, error) {
 	part := s.path(id) + ".part"
-	f := &fetcher{cfg: &s.cfg, url: from, path: part, progress: p}
+	f := &fetcher{cfg: &s.cfg, client: client, url: from, path: part, progress: p}
 	n, digest, err := f.fetch(ctx)
 	if ctx.Err() != nil {
 		return fetched{}, context.Cause(ctx)

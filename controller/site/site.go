@@ -2,6 +2,8 @@ package site
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -60,6 +62,10 @@ type Config struct {
 	// Listen is the embedded server's "host:port", with port 0 for any free one; empty for none: only this process can
 	// connect then.
 	Listen string
+	// TLS is how the embedded server serves Listen; it must be given with that. Nothing is served without TLS.
+	TLS *tls.Config
+	// Roots are the certificates to trust at URL, asked for with each attempt to connect.
+	Roots func() *x509.CertPool
 	// Advertise is the "host:port" or "host" that clients are told; empty for Listen.
 	Advertise string
 	// MaxStore bounds what streams may take on the disk, in bytes; 0 takes 80 % of what is free or theirs already.
@@ -84,6 +90,9 @@ type Site struct {
 func Open(ctx context.Context, cfg Config) (_ *Site, err error) {
 	if !subjects.ValidToken(cfg.Name) {
 		return nil, fmt.Errorf("name: %q is not 1 to 64 bytes of [A-Za-z0-9_-]", cfg.Name)
+	}
+	if cfg.URL != "" && cfg.Roots == nil {
+		return nil, errors.New("roots: must be given with an external server")
 	}
 	s := &Site{cfg: cfg, log: cfg.Log}
 	defer func() {
@@ -158,6 +167,10 @@ func (s *Site) start(ctx context.Context) error {
 			o.Port = server.RANDOM_PORT
 		}
 		o.ClientAdvertise = s.cfg.Advertise
+		if s.cfg.TLS == nil {
+			return errors.New("listen: nothing is served without TLS")
+		}
+		o.TLS, o.TLSConfig = true, s.cfg.TLS
 	}
 	if o.JetStreamMaxStore == 0 {
 		free, err := usable(s.cfg.Dir)
@@ -254,8 +267,21 @@ func (s *Site) connect(role identity.Role, file string) (*nats.Conn, error) {
 	if s.server != nil {
 		url = "" // with a scheme the in-process connection would try TLS
 		opts = append(opts, nats.InProcessServer(s.server))
+	} else {
+		opts = append(opts, nats.Secure(&tls.Config{MinVersion: tls.VersionTLS13}), func(o *nats.Options) error {
+			o.RootCAsCB = func() (*x509.CertPool, error) { return s.cfg.Roots(), nil }
+			return nil
+		})
 	}
-	return nats.Connect(url, opts...)
+	c, err := nats.Connect(url, opts...)
+	var unknown x509.UnknownAuthorityError
+	switch {
+	case errors.Is(err, nats.ErrSecureConnWanted):
+		return nil, fmt.Errorf("%w: the server has no TLS; take over what shoal-controller nats-config --tls-dir prints", err)
+	case errors.As(err, &unknown):
+		return nil, fmt.Errorf("%w: the server's certificate is not from this installation; make it with shoal-controller nats-config --tls-dir", err)
+	}
+	return c, err
 }
 
 // checkLevel refuses a server that is too old, or has no JetStream for us. A server that has just started accepts

@@ -2,18 +2,26 @@ package site_test
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nkeys"
 	"github.com/rs/zerolog"
 
+	"shoal/controller/certificate"
 	"shoal/controller/identity"
 	"shoal/controller/site"
 	"shoal/desired"
@@ -67,6 +75,54 @@ func as(t *testing.T, s *site.Site, id *identity.Identity, role identity.Role, n
 	return nc
 }
 
+// trust is the certificate of a controller on the loopback.
+func trust(t *testing.T, id *identity.Identity) *certificate.Service {
+	t.Helper()
+	s, err := certificate.New(certificate.Config{
+		Identity: id, Dir: t.TempDir(), Names: func() ([]string, error) { return []string{"127.0.0.1"}, nil }, Log: zerolog.Nop(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// session connects as somebody who has logged in.
+func session(t *testing.T, s *site.Site, id *identity.Identity, role identity.Role, name, account string) *nats.Conn {
+	t.Helper()
+	k, err := nkeys.CreateUser()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pub, err := k.PublicKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := id.IssueSession(role, name, account, pub, time.Now().Add(time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc, err := nats.Connect("", nats.InProcessServer(s.Server()), nats.CustomInboxPrefix(subjects.Inbox(name)),
+		nats.UserJWT(func() (string, error) { return token, nil }, k.Sign), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	return nc
+}
+
+// guest connects with no credentials at all, over the port.
+func guest(t *testing.T, url string, roots *x509.CertPool, opts ...nats.Option) *nats.Conn {
+	t.Helper()
+	nc, err := nats.Connect(url, append(opts, nats.Secure(&tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}),
+		nats.CustomInboxPrefix(subjects.Inbox(subjects.GuestName)), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	return nc
+}
+
 func TestStreamsAreMadeAndOpenIsRepeatable(t *testing.T) {
 	dir, id := t.TempDir(), keys(t)
 	for range 2 {
@@ -100,7 +156,8 @@ func TestStreamsAreMadeAndOpenIsRepeatable(t *testing.T) {
 // TestPermissions holds every role to its list, on a real server with all five accounts.
 func TestPermissions(t *testing.T) {
 	id := keys(t)
-	s := open(t, site.Config{Identity: id})
+	certs := trust(t, id)
+	s := open(t, site.Config{Identity: id, Listen: "127.0.0.1:0", TLS: certs.Server()})
 	ctx, js := t.Context(), s.JetStream()
 	for _, h := range []string{"h1", "h2"} {
 		if _, err := js.CreateOrUpdateStream(ctx, site.Desired(h)); err != nil {
@@ -121,9 +178,12 @@ func TestPermissions(t *testing.T) {
 		t.Fatal(err)
 	}
 	conns := map[string]*nats.Conn{
-		"agent":  as(t, s, id, identity.RoleAgent, "h1"),
-		"admin":  as(t, s, id, identity.RoleAdmin, "ann"),
-		"viewer": as(t, s, id, identity.RoleViewer, "bob"),
+		"agent":   as(t, s, id, identity.RoleAgent, "h1"),
+		"admin":   as(t, s, id, identity.RoleAdmin, "ann"),
+		"viewer":  as(t, s, id, identity.RoleViewer, "bob"),
+		"manager": session(t, s, id, identity.RoleManager, "max", "root"),
+		"user":    session(t, s, id, identity.RoleUser, "eve", "acc-a"),
+		"guest":   guest(t, s.ClientURL(), certs.Roots()),
 	}
 	last := `{"last_by_subj":"$KV.desired_h1.>"}`
 	for _, c := range []struct {
@@ -155,6 +215,38 @@ func TestPermissions(t *testing.T) {
 		{"viewer", subjects.API("bob", "vm", "create"), ``, false},
 		{"viewer", subjects.API("ann", "vm", "list"), ``, false},
 		{"viewer", subjects.DirectGet("desired_h1"), last, true},
+		{"viewer", subjects.Guest(subjects.GuestLogin), ``, false},
+		{"manager", subjects.API("max", "vm", "create"), ``, true},
+		{"manager", subjects.API("ann", "vm", "create"), ``, false},
+		{"manager", "$JS.API.STREAM.INFO.KV_desired_h1", ``, true},
+		{"manager", "$JS.API.STREAM.DELETE.KV_desired_h1", ``, false},
+		{"manager", subjects.JournalSubject, `{}`, false},
+		{"user", subjects.API("eve", "vm", "create"), ``, true},
+		{"user", subjects.API("max", "vm", "list"), ``, false},
+		{"user", "$JS.API.INFO", ``, false},
+		{"user", "$JS.API.STREAM.NAMES", ``, false},
+		{"user", "$JS.API.STREAM.INFO.KV_resources", ``, false},
+		{"user", "$JS.API.STREAM.MSG.GET.JOURNAL", `{"seq":1}`, false},
+		{"user", "$JS.API.CONSUMER.CREATE.JOURNAL", `{}`, false},
+		{"user", subjects.DirectGet("resources"), `{"last_by_subj":"$KV.resources.>"}`, false},
+		{"user", subjects.DirectGet("desired_h1"), last, false},
+		{"user", subjects.DirectGet("desired_h1") + ".$KV.desired_h1.head", ``, false},
+		{"user", subjects.BucketSubject("observed", "h1.domain.x"), `{}`, false},
+		{"user", subjects.AgentAPI("h1", "renew"), ``, false},
+		{"user", subjects.Guest(subjects.GuestLogin), ``, false},
+		{"guest", subjects.Guest(subjects.GuestLogin), ``, true},
+		{"guest", subjects.Guest(subjects.GuestEnrol), ``, true},
+		{"guest", subjects.Guest(subjects.GuestRenew), ``, true},
+		{"guest", subjects.Guest("other"), ``, false},
+		{"guest", subjects.API("guest", "vm", "list"), ``, false},
+		{"guest", subjects.API("max", "vm", "list"), ``, false},
+		{"guest", subjects.AgentAPI("h1", "renew"), ``, false},
+		{"guest", "$JS.API.INFO", ``, false},
+		{"guest", "$SRV.PING", ``, false},
+		{"guest", "$SYS.REQ.USER.INFO", ``, false},
+		{"guest", subjects.DirectGet("desired_h1"), last, false},
+		{"guest", subjects.BucketSubject("observed", "h1.domain.x"), `{}`, false},
+		{"guest", subjects.JournalSubject, `{}`, false},
 	} {
 		wait := 5 * time.Second
 		if !c.ok {
@@ -164,6 +256,38 @@ func TestPermissions(t *testing.T) {
 		if ok := err == nil && len(m.Data) > 0; ok != c.ok {
 			t.Errorf("%s on %s: answered %t (%v), want %t", c.who, c.subject, ok, err, c.ok)
 		}
+	}
+	// Who asks is told to the controller by the server, not by the asker.
+	for who, want := range map[string]struct {
+		subject, name string
+		role          identity.Role
+		account       identity.Account
+	}{
+		"guest":   {subjects.Guest(subjects.GuestLogin), subjects.GuestName, identity.RoleGuest, identity.ENROLL},
+		"user":    {subjects.API("eve", "vm", "list"), "eve", identity.RoleUser, identity.USR},
+		"manager": {subjects.API("max", "vm", "list"), "max", identity.RoleManager, identity.USR},
+		"admin":   {subjects.API("ann", "vm", "list"), "ann", identity.RoleAdmin, identity.USR},
+		"agent":   {subjects.AgentAPI("h1", "renew"), "h1", identity.RoleAgent, identity.AGT},
+	} {
+		forged := nats.NewMsg(want.subject)
+		forged.Header.Set("Nats-Request-Info", `{"host":"6.6.6.6","name_tag":"evil"}`)
+		m, err := conns[who].RequestMsg(forged, patience)
+		if err != nil {
+			t.Fatal(who, err)
+		}
+		var info server.ClientInfo
+		if err := json.Unmarshal(m.Data, &info); err != nil {
+			t.Fatal(who, err)
+		}
+		if info.NameTag != want.name || info.IssuerKey != id.SigningKey(want.role) || info.Account != id.AccountID(want.account) {
+			t.Errorf("%s: the server says %s", who, m.Data)
+		}
+		if who == "guest" && info.Host != "127.0.0.1" {
+			t.Errorf("a guest's address is %q", info.Host)
+		}
+	}
+	if err := conns["guest"].Publish(subjects.Guest(subjects.GuestLogin), make([]byte, 17<<10)); !errors.Is(err, nats.ErrMaxPayload) {
+		t.Errorf("a guest's large request: %v", err)
 	}
 	// What could not be written really was not.
 	if m, err := js.Stream(ctx, "KV_desired_h2"); err != nil || m.CachedInfo().State.LastSeq != 1 {
@@ -392,11 +516,213 @@ func TestPresence(t *testing.T) {
 	}
 }
 
+// Hints of an account's resources reach its own users, and those who may see everything.
+func TestEventsStayInTheirAccount(t *testing.T) {
+	id := keys(t)
+	s := open(t, site.Config{Identity: id})
+	heard := map[string]chan string{}
+	for name, c := range map[string]*nats.Conn{
+		"a": session(t, s, id, identity.RoleUser, "eve", "acc-a"), "b": session(t, s, id, identity.RoleUser, "bob", "acc-b"),
+		"manager": session(t, s, id, identity.RoleManager, "max", "root"),
+	} {
+		ch := make(chan string, 100)
+		heard[name] = ch
+		// Refused but for those that the user may have.
+		for _, subj := range []string{subjects.EventAll, subjects.EventsOf("acc-a"), subjects.EventsOf("acc-b"), subjects.Event("*", "vm", "*"), "shoal.>", ">", "shoal.hint.>"} {
+			if _, err := c.Subscribe(subj, func(m *nats.Msg) { ch <- m.Subject }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := c.Flush(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wait(t, func() error {
+		for _, subj := range []string{subjects.Event("acc-a", "vm", "1"), subjects.Event("acc-b", "vm", "2"), "shoal.hint.h1.head"} {
+			if err := s.Conn().Publish(subj, nil); err != nil {
+				return err
+			}
+		}
+		if len(heard["a"]) < 10 || len(heard["b"]) < 10 || len(heard["manager"]) < 10 {
+			return fmt.Errorf("heard %d, %d, %d hints", len(heard["a"]), len(heard["b"]), len(heard["manager"]))
+		}
+		return nil
+	})
+	for name, want := range map[string]string{"a": subjects.Event("acc-a", "vm", "1"), "b": subjects.Event("acc-b", "vm", "2")} {
+		for range 10 {
+			if got := <-heard[name]; got != want {
+				t.Errorf("a user of account %s hears %s", name, got)
+			}
+		}
+	}
+}
+
+// Credentials that are revoked cut a live connection at once, also where many have been.
+func TestRevocationCutsAtOnce(t *testing.T) {
+	id := keys(t)
+	certs := trust(t, id)
+	s := open(t, site.Config{Identity: id, Listen: "127.0.0.1:0", TLS: certs.Server()})
+	var list []identity.Revocation
+	for range 1000 {
+		k, err := nkeys.CreateUser()
+		if err != nil {
+			t.Fatal(err)
+		}
+		pub, err := k.PublicKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range []identity.Role{identity.RoleAgent, identity.RoleUser} {
+			list = append(list, identity.Revocation{Role: r, PublicKey: pub, At: time.Now(), Until: time.Now().Add(identity.HostTTL)})
+		}
+	}
+	if _, err := id.RevokeAll(list); err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range []identity.Account{identity.AGT, identity.USR} {
+		if err := s.UpdateAccount(t.Context(), a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		role identity.Role
+		name string
+	}{{identity.RoleAgent, "h1"}, {identity.RoleUser, "eve"}, {identity.RoleManager, "max"}} {
+		k, err := nkeys.CreateUser()
+		if err != nil {
+			t.Fatal(err)
+		}
+		pub, err := k.PublicKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		seed, err := k.Seed()
+		if err != nil {
+			t.Fatal(err)
+		}
+		expires := time.Now().Add(time.Hour)
+		var token string
+		if c.role == identity.RoleAgent {
+			token, expires, err = id.IssueHost(c.name, pub)
+		} else {
+			token, err = id.IssueSession(c.role, c.name, "acc-a", pub, expires)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		cut := make(chan struct{})
+		connect := func(opts ...nats.Option) (*nats.Conn, error) {
+			return nats.Connect(s.ClientURL(), append(opts, nats.Secure(certs.Client()), nats.UserJWTAndSeed(token, string(seed)), nats.NoReconnect())...)
+		}
+		nc, err := connect(nats.ClosedHandler(func(*nats.Conn) { close(cut) }))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(nc.Close)
+		other := session(t, s, id, identity.RoleUser, "other", "acc-b")
+		begin := time.Now()
+		a, err := id.Revoke(c.role, pub, time.Now(), expires)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.UpdateAccount(t.Context(), a); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-cut:
+		case <-time.After(patience):
+			t.Fatalf("%s is still connected", c.name)
+		}
+		took := time.Since(begin)
+		t.Logf("%s is cut off %s after the revocation, among 1,000 others", c.name, took.Round(100*time.Microsecond))
+		if took > time.Second {
+			t.Errorf("%s was cut off after %s", c.name, took)
+		}
+		if _, err := connect(); err == nil {
+			t.Errorf("%s connects again", c.name)
+		}
+		if err := other.FlushTimeout(patience); err != nil {
+			t.Errorf("another user was cut off, too: %v", err)
+		}
+	}
+}
+
+// The port speaks TLS 1.3 only, and a certificate that is replaced drops nobody.
+func TestListenSpeaksTLS(t *testing.T) {
+	id := keys(t)
+	certs := trust(t, id)
+	s := open(t, site.Config{Identity: id, Listen: "127.0.0.1:0", TLS: certs.Server()})
+	for name, cfg := range map[string]*tls.Config{
+		"TLS 1.2": {RootCAs: certs.Roots(), MaxVersion: tls.VersionTLS12, MinVersion: tls.VersionTLS12}, "another authority": {RootCAs: trust(t, keys(t)).Roots()},
+	} {
+		if c, err := nats.Connect(s.ClientURL(), nats.Secure(cfg)); err == nil {
+			c.Close()
+			t.Errorf("%s: connected", name)
+		}
+	}
+	raw, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", s.Server().Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.Close()
+	if _, err := raw.Write([]byte("CONNECT {\"verbose\":true}\r\nPING\r\n")); err != nil {
+		t.Fatal(err)
+	}
+	if said, err := io.ReadAll(raw); strings.Contains(string(said), "PONG") || !strings.HasPrefix(string(said), "INFO ") {
+		t.Errorf("without TLS the server says %q, %v", said, err)
+	}
+	leaf := func(c *nats.Conn) *x509.Certificate {
+		t.Helper()
+		state, err := c.TLSConnectionState()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return state.PeerCertificates[0]
+	}
+	lost := make(chan struct{}, 1)
+	old := guest(t, s.ClientURL(), certs.Roots(), nats.DisconnectErrHandler(func(*nats.Conn, error) { lost <- struct{}{} }))
+	before := leaf(old)
+	if _, err := id.RotateCA(time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if err := certs.Refresh(); err != nil {
+		t.Fatal(err)
+	}
+	both := certs.Roots()
+	if _, err := id.ActivateCA(time.Now(), true); err != nil {
+		t.Fatal(err)
+	}
+	if err := certs.Refresh(); err != nil {
+		t.Fatal(err)
+	}
+	if leaf(guest(t, s.ClientURL(), both)).Equal(before) {
+		t.Error("a new connection gets the old certificate")
+	}
+	if err := old.FlushTimeout(patience); err != nil || len(lost) != 0 || !leaf(old).Equal(before) {
+		t.Errorf("the old connection was dropped (%v)", err)
+	}
+}
+
 // A controller beside a server that runs from the configuration we print uses it like its own: it makes the streams,
 // keeps the accounts up to date and sees hosts come and go.
 func TestExternal(t *testing.T) {
 	id, dir := keys(t), t.TempDir()
-	text, err := id.ServerConfig(dir)
+	certs := trust(t, id)
+	ca, err := id.CA()
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain, key, err := ca.Issue([]string{"127.0.0.1"}, time.Now(), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ext := identity.ExternalServer{Listen: "127.0.0.1:4222", Dir: dir, Cert: filepath.Join(dir, "server.pem"), Key: filepath.Join(dir, "server.key")}
+	for path, b := range map[string][]byte{ext.Cert: chain, ext.Key: key} {
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text, err := id.ServerConfig(ext)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -426,7 +752,24 @@ func TestExternal(t *testing.T) {
 	if err := creds.WriteFile(file); err != nil {
 		t.Fatal(err)
 	}
-	s := open(t, site.Config{Identity: id, URL: outside.ClientURL(), Creds: file, Name: "c2"})
+	s := open(t, site.Config{Identity: id, URL: outside.ClientURL(), Creds: file, Name: "c2", Roots: certs.Roots})
+	if _, err := s.Conn().Subscribe(subjects.GuestAll, func(m *nats.Msg) { _ = m.Respond([]byte(m.Header.Get("Nats-Request-Info"))) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Conn().Flush(); err != nil {
+		t.Fatal(err)
+	}
+	visitor := guest(t, outside.ClientURL(), certs.Roots())
+	var info server.ClientInfo
+	if m, err := visitor.Request(subjects.Guest(subjects.GuestEnrol), nil, patience); err != nil || json.Unmarshal(m.Data, &info) != nil {
+		t.Fatalf("a guest's request: %v", err)
+	}
+	if info.Host != "127.0.0.1" || info.NameTag != subjects.GuestName || info.IssuerKey != id.SigningKey(identity.RoleGuest) {
+		t.Errorf("of a guest the server says %+v", info)
+	}
+	if _, err := visitor.Request(subjects.API("guest", "vm", "list"), nil, 150*time.Millisecond); err == nil {
+		t.Error("a guest may ask for more")
+	}
 	if _, err := s.JetStream().Publish(t.Context(), subjects.BucketSubject(subjects.ObservedBucket, "h1.domain.x"), nil); err != nil {
 		t.Fatal(err)
 	}
@@ -434,7 +777,7 @@ func TestExternal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	nc, err := nats.Connect(outside.ClientURL(), nats.UserJWTAndSeed(agent.JWT, string(agent.Seed)), nats.MaxReconnects(0))
+	nc, err := nats.Connect(outside.ClientURL(), nats.Secure(certs.Client()), nats.UserJWTAndSeed(agent.JWT, string(agent.Seed)), nats.MaxReconnects(0))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -466,6 +809,8 @@ func TestOpenRefuses(t *testing.T) {
 		{Name: "a.b"},
 		{Name: "a", Listen: "nonsense"},
 		{Name: "a", Listen: "127.0.0.1:99999"},
+		{Name: "a", Listen: "127.0.0.1:0"},        // nothing is served without TLS
+		{Name: "a", URL: "nats://127.0.0.1:4222"}, // nobody is trusted without roots
 	} {
 		c.Dir, c.Identity = t.TempDir(), keys(t)
 		if s, err := site.Open(t.Context(), c); err == nil {

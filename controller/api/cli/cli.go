@@ -34,13 +34,13 @@ type App struct {
 
 	registry *api.Registry
 
-	server, creds, contextName, output string
-	timeout, waitTimeout               time.Duration
-	noHeaders, quiet                   bool
+	server, creds, ca, contextName, output string
+	timeout, waitTimeout                   time.Duration
+	noHeaders, quiet                       bool
 }
 
 // DefaultServer is where a controller with default settings listens.
-const DefaultServer = "nats://127.0.0.1:4222"
+const DefaultServer = "tls://127.0.0.1:4222"
 
 // Main runs shoalctl with the process' environment and gives its exit code.
 func Main(version string, args []string) int {
@@ -79,6 +79,7 @@ func (a *App) Command() *cobra.Command {
 	f := root.PersistentFlags()
 	f.StringVarP(&a.server, "server", "s", "", "NATS server of the installation (SHOAL_SERVER; "+DefaultServer+")")
 	f.StringVar(&a.creds, "creds", "", "credentials file (SHOAL_CREDS)")
+	f.StringVar(&a.ca, "ca", "", "file with the certificates that the server's must be signed by (SHOAL_CA; ca.pem beside the credentials file, or the system's)")
 	f.StringVar(&a.contextName, "context", "", "context to use; see shoalctl context (SHOAL_CONTEXT)")
 	f.StringVarP(&a.output, "output", "o", "table", "how to print: table, wide, json, yaml, csv")
 	f.DurationVar(&a.timeout, "timeout", 10*time.Second, "how long to wait for an answer")
@@ -319,30 +320,45 @@ func (a *App) completeNames(ctx context.Context, kind resource.Kind, prefix stri
 
 // dial connects as flags, environment and context say, in this order.
 func (a *App) dial(ctx context.Context) (*api.Client, error) {
-	server, creds, err := a.target()
+	to, err := a.target()
 	if err != nil {
 		return nil, err
 	}
-	return api.Dial(ctx, api.ClientConfig{Server: server, Creds: creds, Timeout: a.timeout})
+	return api.Dial(ctx, api.ClientConfig{Server: to.Server, Creds: to.Creds, CA: to.CA, Timeout: a.timeout})
 }
 
-func (a *App) target() (server, creds string, err error) {
+// target is the installation that flags, environment and context name, in this order.
+func (a *App) target() (installation, error) {
 	contexts, err := a.loadContexts()
 	if err != nil {
-		return "", "", err
+		return installation{}, err
 	}
 	name := first(a.contextName, a.Getenv("SHOAL_CONTEXT"))
 	c, ok := contexts.Contexts[first(name, contexts.Current)]
 	if name != "" && !ok {
-		return "", "", usage(fmt.Errorf("--context: there is no context %q (see shoalctl context list)", name))
+		return installation{}, usage(fmt.Errorf("--context: there is no context %q (see shoalctl context list)", name))
 	}
-	server = first(a.server, a.Getenv("SHOAL_SERVER"), c.Server, DefaultServer)
-	creds = first(a.creds, a.Getenv("SHOAL_CREDS"), c.Creds)
-	if creds == "" {
-		return "", "", usage(errors.New("no credentials: give --creds FILE, set SHOAL_CREDS, or make a context (shoalctl context set); " +
+	to := installation{
+		Server: first(a.server, a.Getenv("SHOAL_SERVER"), c.Server, DefaultServer), Creds: first(a.creds, a.Getenv("SHOAL_CREDS"), c.Creds),
+		CA: first(a.ca, a.Getenv("SHOAL_CA"), c.CA),
+	}
+	if to.CA == "" && to.Creds != "" {
+		to.CA = beside(to.Creds)
+	}
+	if to.Creds == "" {
+		return installation{}, usage(errors.New("no credentials: give --creds FILE, set SHOAL_CREDS, or make a context (shoalctl context set); " +
 			"the administrator's are in admin.creds in the controller's data directory"))
 	}
-	return server, creds, nil
+	return to, nil
+}
+
+// beside is the file of authorities beside a credentials file; "" where there is none.
+func beside(creds string) string {
+	file := filepath.Join(filepath.Dir(creds), "ca.pem")
+	if _, err := os.Stat(file); err != nil {
+		return ""
+	}
+	return file
 }
 
 func first(s ...string) string {
@@ -447,8 +463,8 @@ func (a *App) call(ctx context.Context, client *api.Client, c *call, keys *hostK
 		if err := keys.write(reply.JWT); err != nil {
 			return nil, err
 		}
-		a.tell("credentials are in %s; bring them to the host and start: shoal-agent --nats-url %s --creds %s --data /var/lib/shoal-agent\n",
-			c.credsOut, first(a.server, a.Getenv("SHOAL_SERVER"), "nats://CONTROLLER:4222"), filepath.Base(c.credsOut))
+		a.tell("credentials are in %s; bring them and the controller's ca.pem to the host and start: shoal-agent --nats-url %s --creds %s --ca ca.pem --data /var/lib/shoal-agent\n",
+			c.credsOut, first(a.server, a.Getenv("SHOAL_SERVER"), "tls://CONTROLLER:4222"), filepath.Base(c.credsOut))
 	}
 	if c.wait && !c.dryRun && reply.Task != "" {
 		if err := a.wait(ctx, client, reply); err != nil {
@@ -595,6 +611,7 @@ type contexts struct {
 type installation struct {
 	Server string `json:"server"`
 	Creds  string `json:"creds"`
+	CA     string `json:"ca,omitempty"`
 }
 
 func (c contexts) names() []string {

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/rs/zerolog"
@@ -76,6 +77,9 @@ func start(t testing.TB, dir, listen string) *running {
 	return r
 }
 
+// ca is the file of the authorities to trust.
+func (r *running) ca() string { return filepath.Join(r.data, controller.CABundle) }
+
 // viewer makes credentials of a viewer.
 func (r *running) viewer(t testing.TB) string {
 	t.Helper()
@@ -98,6 +102,14 @@ func TestScripts(t *testing.T) {
 			env.Setenv("SHOAL_SERVER", r.url)
 			env.Setenv("SHOAL_CREDS", filepath.Join(r.data, controller.AdminCreds))
 			env.Setenv("VIEWER", r.viewer(tb))
+			env.Setenv("CA", r.ca())
+			_, hostPort, _ := strings.Cut(r.url, "://")
+			env.Setenv("HOSTPORT", hostPort)
+			env.Setenv("PLAIN", plain(tb))
+			env.Setenv("OTHER_CA", filepath.Join(env.WorkDir, "other.pem"))
+			if err := otherCA(filepath.Join(env.WorkDir, ".other"), env.Getenv("OTHER_CA")); err != nil {
+				return err
+			}
 			env.Setenv("HOME", env.WorkDir)
 			// A program with the race detector otherwise waits for a second before it exits, and there are a hundred here.
 			env.Setenv("GORACE", "atexit_sleep_ms=0")
@@ -109,7 +121,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"agent": func(ts *testscript.TestScript, _ bool, args []string) {
-				a, err := connectAgent(ts.Getenv("SHOAL_SERVER"), ts.MkAbs(args[0]), args[1:]...)
+				a, err := connectAgent(ts.Getenv("SHOAL_SERVER"), ts.Value("controller").(*running).ca(), ts.MkAbs(args[0]), args[1:]...)
 				ts.Check(err)
 				ts.Defer(a.close)
 			},
@@ -144,6 +156,34 @@ func TestScripts(t *testing.T) {
 	})
 }
 
+// otherCA writes the authority of an installation that has nothing to do with this one.
+func otherCA(dir, file string) error {
+	id, err := identity.Open(dir)
+	if err != nil {
+		return err
+	}
+	ca, err := id.CA()
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(file, []byte(ca.Bundle()), 0o600)
+}
+
+// plain is a NATS server without TLS.
+func plain(t testing.TB) string {
+	t.Helper()
+	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, NoLog: true, NoSigs: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Start()
+	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+	if !s.ReadyForConnections(10 * time.Second) {
+		t.Fatal("the plain server does not start")
+	}
+	return s.Addr().String()
+}
+
 // agent says of each item of its document that it is ready. It stands in for agents/sim, which this side must not import.
 type agent struct {
 	conn *nats.Conn
@@ -154,12 +194,12 @@ type agent struct {
 	refuse map[string]bool
 }
 
-func connectAgent(url, creds string, refuse ...string) (*agent, error) {
+func connectAgent(url, ca, creds string, refuse ...string) (*agent, error) {
 	host, err := api.CredsUser(creds)
 	if err != nil {
 		return nil, err
 	}
-	conn, err := nats.Connect(url, nats.UserCredentials(creds), nats.CustomInboxPrefix(subjects.Inbox(host)))
+	conn, err := nats.Connect(url, nats.RootCAs(ca), nats.UserCredentials(creds), nats.CustomInboxPrefix(subjects.Inbox(host)))
 	if err != nil {
 		return nil, err
 	}
@@ -312,7 +352,7 @@ func TestAPI_ByThePlainClient(t *testing.T) {
 	r := start(t, t.TempDir(), "127.0.0.1:0")
 	defer r.stop()
 	admin := filepath.Join(r.data, controller.AdminCreds)
-	conn := dial(t, r.url, admin, "admin")
+	conn := dial(t, r, admin, "admin")
 	request := func(subject, body string, header ...string) (*nats.Msg, error) {
 		m := nats.NewMsg(subject)
 		m.Data = []byte(body)
@@ -420,7 +460,7 @@ func TestAPI_ByThePlainClient(t *testing.T) {
 		}
 	})
 	t.Run("viewer", func(t *testing.T) {
-		c := dial(t, r.url, r.viewer(t), "ann")
+		c := dial(t, r, r.viewer(t), "ann")
 		if m, err := c.Request(subjects.API("ann", "zone", "list"), nil, 10*time.Second); err != nil || m.Header.Get("Nats-Service-Error") != "" {
 			t.Errorf("a viewer may not list: %v", err)
 		}
@@ -446,7 +486,7 @@ func TestAPI_ByThePlainClient(t *testing.T) {
 		if err := creds.WriteFile(file); err != nil {
 			t.Fatal(err)
 		}
-		inside := dial(t, r.url, file, "spy")
+		inside := dial(t, r, file, "spy")
 		m, err := inside.Request(subjects.API("admin", "zone", "list"), nil, 10*time.Second)
 		if err != nil || m.Header.Get("Nats-Service-Error-Code") != "403" {
 			t.Errorf("a request that the server does not vouch for: %v, %v", m, err)
@@ -532,9 +572,9 @@ func idOf(r api.Reply) string {
 	return id
 }
 
-func dial(t *testing.T, url, creds, user string) *nats.Conn {
+func dial(t *testing.T, r *running, creds, user string) *nats.Conn {
 	t.Helper()
-	c, err := nats.Connect(url, nats.UserCredentials(creds), nats.CustomInboxPrefix(subjects.Inbox(user)), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
+	c, err := nats.Connect(r.url, nats.RootCAs(r.ca()), nats.UserCredentials(creds), nats.CustomInboxPrefix(subjects.Inbox(user)), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -598,7 +638,7 @@ func TestHostDelete_RevokesItsKey(t *testing.T) {
 	}
 	gone := make(chan struct{}, 16)
 	connect := func(file string) error {
-		c, err := nats.Connect(r.url, nats.UserCredentials(file), nats.CustomInboxPrefix(subjects.Inbox(host)), nats.NoReconnect(),
+		c, err := nats.Connect(r.url, nats.RootCAs(r.ca()), nats.UserCredentials(file), nats.CustomInboxPrefix(subjects.Inbox(host)), nats.NoReconnect(),
 			nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}), nats.ClosedHandler(func(*nats.Conn) { gone <- struct{}{} }))
 		if err == nil {
 			t.Cleanup(c.Close)

@@ -60,19 +60,19 @@ func (a *App) contextCommand() *cobra.Command {
 				}
 				items := []json.RawMessage{}
 				for _, n := range c.names() {
-					b, err := json.Marshal(map[string]any{"id": n, "name": n, "current": n == c.Current, "server": c.Contexts[n].Server, "creds": c.Contexts[n].Creds})
+					b, err := json.Marshal(map[string]any{"id": n, "name": n, "current": n == c.Current, "server": c.Contexts[n].Server, "creds": c.Contexts[n].Creds, "ca": c.Contexts[n].CA})
 					if err != nil {
 						return fmt.Errorf("encode context: %w", err)
 					}
 					items = append(items, b)
 				}
 				return a.printList(&api.Operation{Columns: []api.Column{
-					{Title: "NAME", Path: "name"}, {Title: "CURRENT", Path: "current"}, {Title: "SERVER", Path: "server"}, {Title: "CREDS", Path: "creds"},
+					{Title: "NAME", Path: "name"}, {Title: "CURRENT", Path: "current"}, {Title: "SERVER", Path: "server"}, {Title: "CREDS", Path: "creds"}, {Title: "CA", Path: "ca"},
 				}}, nil, items)
 			},
 		},
 		&cobra.Command{
-			Use: "set NAME", Short: "Remember --server and --creds under a name, and use it", Example: "  shoalctl context set lab --server nats://10.0.0.1:4222 --creds admin.creds",
+			Use: "set NAME", Short: "Remember --server, --creds and --ca under a name, and use it", Example: "  shoalctl context set lab --server tls://10.0.0.1:4222 --creds admin.creds --ca ca.pem",
 			Args: cobra.ExactArgs(1), RunE: with(func(c *contexts, name string) error {
 				if !subjects.ValidToken(name) {
 					return usage(fmt.Errorf("the name %q is not 1 to 64 characters of A-Z, a-z, 0-9, _ and -", name))
@@ -89,6 +89,15 @@ func (a *App) contextCommand() *cobra.Command {
 					return err
 				}
 				i.Creds = creds
+				// What lies beside the credentials is found there later, too.
+				if file := first(a.ca, a.Getenv("SHOAL_CA")); file != "" {
+					if i.CA, err = filepath.Abs(file); err != nil {
+						return fmt.Errorf("find authorities: %w", err)
+					}
+					if _, err := api.ReadCA(i.CA); err != nil {
+						return err
+					}
+				}
 				c.Contexts[name], c.Current = i, name
 				return nil
 			}),
@@ -127,21 +136,30 @@ func (a *App) natsCommand() *cobra.Command {
 		Long: "Everything that Shoal keeps can be looked at with the nats CLI. A user may only receive answers under an inbox prefix of the own name, " +
 			"which this command's output sets.",
 		RunE: func(*cobra.Command, []string) error {
-			server, creds, err := a.target()
+			to, err := a.target()
 			if err != nil {
 				return err
 			}
-			user, err := api.CredsUser(creds)
+			user, err := api.CredsUser(to.Creds)
 			if err != nil {
 				return err
 			}
-			if creds, err = filepath.Abs(creds); err != nil {
+			creds, err := filepath.Abs(to.Creds)
+			if err != nil {
 				return fmt.Errorf("find credentials: %w", err)
 			}
-			_, err = fmt.Fprint(a.Out, strings.NewReplacer("SERVER", server, "CREDS", creds, "PREFIX", subjects.Inbox(user), "REQUEST", subjects.API(user, "vm", "get"),
+			var trust string
+			if to.CA != "" {
+				ca, err := filepath.Abs(to.CA)
+				if err != nil {
+					return fmt.Errorf("find authorities: %w", err)
+				}
+				trust = " --tlsca " + ca
+			}
+			_, err = fmt.Fprint(a.Out, strings.NewReplacer("SERVER", to.Server, "CREDS", creds, "TRUST", trust, "PREFIX", subjects.Inbox(user), "REQUEST", subjects.API(user, "vm", "get"),
 				"SCHEMA", subjects.API(user, string(api.KindSchema), "get"), "EVENTS", subjects.EventAll, "DESIRED", subjects.DesiredBucket("HOST-ID"),
 				"OBSERVED", subjects.ObservedBucket, "JOURNAL", subjects.JournalStream, "RESOURCES", subjects.ResourcesBucket).Replace(`# once: a context of the nats CLI
-nats context add shoal --server SERVER --creds CREDS --inbox-prefix PREFIX --select
+nats context add shoal --server SERVER --creds CREDSTRUST --inbox-prefix PREFIX --select
 
 nats micro info shoal                          # every operation and its subject
 nats req REQUEST '{"id":"NAME"}'               # the same as shoalctl vm get NAME

@@ -34,7 +34,7 @@ func ExitCodes() string {
   4  it contradicts what is there, or something still uses it
   5  no host, storage or address is left that fits
   6  --wait took longer than --wait-timeout; the controller goes on
-  7  the server can't be reached, or no controller leads
+  7  the server can't be reached or trusted, or no controller leads
   8  the credentials do not allow it
   9  the controller accepted it, and a host could not bring it about`
 }
@@ -87,6 +87,8 @@ func (a *App) fail(err error) int {
 		remedy = "it goes on; follow it with shoalctl task get"
 	case errors.As(err, &u):
 		code = ExitUsage
+	case errors.Is(err, api.ErrUntrusted):
+		code = ExitNoAnswer
 	case errors.Is(err, api.ErrUnreachable):
 		code = ExitNoAnswer
 		remedy = "check --server and that the controller runs there"
