@@ -115,6 +115,9 @@ func newBed() (*bed, error) {
 	if err := b.startController(); err != nil {
 		return b, err
 	}
+	if err := copyFile(b.ca(), b.shared("ca.pem")); err != nil {
+		return b, err
+	}
 	return b, b.populate()
 }
 
@@ -169,7 +172,7 @@ func (b *bed) addHost(name string, n int, cluster string) error {
 	// What systemd does on a real host: start the agent at boot, and again when it dies.
 	rc := fmt.Sprintf(`#!/bin/sh
 while :; do
-	/shared/bin/shoal-agent --nats-url nats://%s.1:4222 --creds /shared/%s.creds --data /var/lib/shoal-agent >>/var/log/shoal-agent.log 2>&1
+	/shared/bin/shoal-agent --nats-url tls://%s.1:4222 --creds /shared/%s.creds --ca /shared/ca.pem --data /var/lib/shoal-agent >>/var/log/shoal-agent.log 2>&1
 	sleep 0.1
 done
 `, b.net, name)
@@ -217,6 +220,9 @@ func (b *bed) startController() error {
 		return err
 	})
 }
+
+// ca is the file of the authorities that the controller's clients must trust.
+func (b *bed) ca() string { return filepath.Join(b.dir, "controller/ca.pem") }
 
 // down ends the bed and everything in it.
 func (b *bed) down() {
@@ -309,7 +315,7 @@ func (b *bed) try(args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	cmd := b.boxCmd(ctx, append([]string{"fab", filepath.Join(repo, "bin/shoalctl")}, args...)...)
-	cmd.Env = append(cmd.Env, "SHOAL_SERVER=nats://"+b.net+".1:4222", "SHOAL_CREDS="+filepath.Join(b.dir, "controller/admin.creds"))
+	cmd.Env = append(cmd.Env, "SHOAL_SERVER=tls://"+b.net+".1:4222", "SHOAL_CREDS="+filepath.Join(b.dir, "controller/admin.creds"))
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	err := cmd.Run()

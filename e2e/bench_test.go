@@ -48,7 +48,7 @@ type api struct{ nc *nats.Conn }
 
 func (b *bed) api(t testing.TB) api {
 	t.Helper()
-	nc, err := nats.Connect("nats://"+b.net+".1:4222", nats.UserCredentials(filepath.Join(b.dir, "controller/admin.creds")),
+	nc, err := nats.Connect("tls://"+b.net+".1:4222", nats.RootCAs(b.ca()), nats.UserCredentials(filepath.Join(b.dir, "controller/admin.creds")),
 		nats.CustomInboxPrefix(subjects.Inbox("admin")), nats.SetCustomDialer(dialer{b}))
 	if err != nil {
 		t.Fatal(err)

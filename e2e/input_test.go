@@ -195,7 +195,7 @@ func TestNATS_ReadableWithThePlainCLI(t *testing.T) {
 	v := b.createVM(t, "cli", "--diskless --offering micro --network net1 --host h1")
 	nats := func(args ...string) (string, error) {
 		args = append([]string{
-			"--net=/run/netns/" + b.prefix + "-fab", cli, "-s", "nats://" + b.net + ".1:4222", "--creds", filepath.Join(b.dir, "controller/admin.creds"),
+			"--net=/run/netns/" + b.prefix + "-fab", cli, "-s", "tls://" + b.net + ".1:4222", "--tlsca", b.ca(), "--creds", filepath.Join(b.dir, "controller/admin.creds"),
 			"--no-context", "--timeout", "5s", "--inbox-prefix", subjects.Inbox("admin"),
 		}, args...)
 		cmd := exec.Command("nsenter", args...)

@@ -19,7 +19,8 @@ func TestStandby_TakesOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	identity := filepath.Join(b.dir, "identity")
-	conf, err := b.tryProgram("shoal-controller", "nats-config", "--identity", identity, "--listen", b.net+".1:4222", "--store", filepath.Join(b.dir, "nats"))
+	conf, err := b.tryProgram("shoal-controller", "nats-config", "--identity", identity, "--listen", b.net+".1:4222", "--store", filepath.Join(b.dir, "nats"),
+		"--tls-dir", filepath.Join(b.dir, "nats-tls"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,7 +36,7 @@ func TestStandby_TakesOver(t *testing.T) {
 	start := func(name string, port int) *process {
 		t.Helper()
 		p, err := b.fabProcess(name, filepath.Join(repo, "bin/shoal-controller"), "--name", name, "--data", filepath.Join(b.dir, name),
-			"--identity", identity, "--nats-url", "nats://"+b.net+".1:4222", "--http", fmt.Sprintf("%s.1:%d", b.net, port))
+			"--identity", identity, "--nats-url", "tls://"+b.net+".1:4222", "--http", fmt.Sprintf("%s.1:%d", b.net, port))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -7,14 +7,14 @@ demo_dir=$demo_repo/.cache/demo
 demo_net=10.77.0
 
 export BOX_PREFIX=shoaldemo BOX_NET=$demo_net BOX_SHARED=$demo_dir/shared
-export SHOAL_SERVER=nats://$demo_net.1:4222 SHOAL_CREDS=$demo_dir/controller/admin.creds
+export SHOAL_SERVER=tls://$demo_net.1:4222 SHOAL_CREDS=$demo_dir/controller/admin.creds SHOAL_CA=$demo_dir/controller/ca.pem
 
 box() { "$demo_repo/scripts/box/box" "$@"; }
 
 shoalctl() { box fab "$demo_repo/bin/shoalctl" "$@"; }
 
 # nats: the plain NATS client with the administrator's credentials.
-nats() { box fab "$demo_repo/.cache/bin/nats" --no-context -s "$SHOAL_SERVER" --creds "$SHOAL_CREDS" --inbox-prefix _INBOX_admin "$@"; }
+nats() { box fab "$demo_repo/.cache/bin/nats" --no-context -s "$SHOAL_SERVER" --tlsca "$SHOAL_CA" --creds "$SHOAL_CREDS" --inbox-prefix _INBOX_admin "$@"; }
 
 # guest VM CMD...: run a command in a guest, over the serial console of the host that it is on.
 guest() {
