@@ -27,7 +27,9 @@ type EnrolRequest struct {
 	// PublicKey is the agent's user nkey, "U…", made on the host: it will be the host's identity.
 	PublicKey string `json:"public_key"`
 	// Name is the name that the host wants, by default its host name.
-	Name    string       `json:"name"`
+	Name string `json:"name"`
+	// Cluster is the name or id of the cluster that the host insists on; empty for whichever the token is for.
+	Cluster string       `json:"cluster,omitempty"`
 	Version string       `json:"version"`
 	Machine MachineFacts `json:"machine"`
 	// Box is the curve key, "X…", that the answer is sealed to.

@@ -79,18 +79,23 @@ func checkAddress(tx resource.Tx, l3 *resource.L3, a netip.Addr) error {
 func addressFree(tx resource.Tx, l3 *resource.L3, a netip.Addr, field string) error {
 	for o := range resource.Referrers[*resource.L3](tx, resource.KindL2, l3.L2ID) {
 		if h := tx.Holder(resource.AddressKey(o.ID, a)); h != nil {
-			return resource.Conflict(field, "%s of network %s is taken by %s", a, o.Name, holderName(tx, h))
+			return heldBy(tx, resource.Conflict(field, "%s is taken", a), h)
 		}
 		if o.ID == l3.ID {
 			continue
 		}
 		for _, rg := range rangesOf(tx, o.ID) {
 			if rg.Contains(a) || rg.Gateway == a {
-				return resource.Conflict(field, "%s belongs to network %s, which shares the layer 2 network", a, o.Name)
+				return resource.Conflict(field, "%s belongs to another network on the same layer 2 network", a).Because(o, "it has the range %s-%s", rg.Start, rg.End)
 			}
 		}
 	}
 	return nil
+}
+
+// heldBy says who has what was asked for.
+func heldBy(r resource.Reader, e *resource.Error, h resource.Resource) *resource.Error {
+	return e.Because(h, "%s has it", holderName(r, h))
 }
 
 func holderName(r resource.Reader, h resource.Resource) string {
@@ -160,10 +165,11 @@ func AddIPRange(tx resource.Tx, rg *resource.IPRange) (*resource.IPRange, error)
 	if err != nil {
 		return nil, err
 	}
+	rg.Owner = l3.Owner // whoever adds it
 	for o := range resource.Referrers[*resource.L3](tx, resource.KindL2, l3.L2ID) {
 		for _, other := range rangesOf(tx, o.ID) {
 			if rg.Start.Compare(other.End) <= 0 && other.Start.Compare(rg.End) <= 0 {
-				return nil, resource.Conflict("start", "%s-%s overlaps range %s (%s-%s) of network %s", rg.Start, rg.End, other.Name, other.Start, other.End, o.Name)
+				return nil, resource.Conflict("start", "%s-%s overlaps %s-%s", rg.Start, rg.End, other.Start, other.End).Because(other, "it is a range of network %s", o.Name)
 			}
 			if o.ID == l3.ID && other.Prefix() != rg.Prefix() {
 				return nil, resource.Conflict("bits", "%s is not the network %s of the other ranges of %s", rg.Prefix(), other.Prefix(), l3.Name)
@@ -172,16 +178,16 @@ func AddIPRange(tx resource.Tx, rg *resource.IPRange) (*resource.IPRange, error)
 				return nil, resource.Conflict("gateway", "%s is not the gateway %s of the other ranges of %s", rg.Gateway, other.Gateway, l3.Name)
 			}
 			if rg.Contains(other.Gateway) {
-				return nil, resource.Conflict("start", "%s-%s holds %s, the gateway of network %s", rg.Start, rg.End, other.Gateway, o.Name)
+				return nil, resource.Conflict("start", "%s-%s holds %s, which is a gateway", rg.Start, rg.End, other.Gateway).Because(o, "it has that gateway")
 			}
 			if other.Contains(rg.Gateway) {
-				return nil, resource.Conflict("gateway", "%s lies in range %s (%s-%s) of network %s", rg.Gateway, other.Name, other.Start, other.End, o.Name)
+				return nil, resource.Conflict("gateway", "%s lies within %s-%s", rg.Gateway, other.Start, other.End).Because(other, "it is a range of network %s", o.Name)
 			}
 		}
 		// An address that was given to a NIC by hand may lie outside the ranges of its network.
 		if o.ID == l3.ID {
 			if h := tx.Holder(resource.AddressKey(o.ID, rg.Gateway)); h != nil {
-				return nil, resource.Conflict("gateway", "%s is taken by %s", rg.Gateway, holderName(tx, h))
+				return nil, heldBy(tx, resource.Conflict("gateway", "%s is taken", rg.Gateway), h)
 			}
 			continue
 		}
@@ -190,7 +196,7 @@ func AddIPRange(tx resource.Tx, rg *resource.IPRange) (*resource.IPRange, error)
 			if key > end {
 				break
 			}
-			return nil, resource.Conflict("start", "%s-%s holds an address of network %s, which %s has", rg.Start, rg.End, o.Name, holderName(tx, tx.Holder(key)))
+			return nil, heldBy(tx, resource.Conflict("start", "%s-%s holds an address that is taken in another network on the same layer 2 network", rg.Start, rg.End), tx.Holder(key))
 		}
 	}
 	if err := tx.Put(rg); err != nil {

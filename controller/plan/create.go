@@ -19,7 +19,7 @@ func prepare(tx resource.Tx, r resource.Resource) {
 		b.ID = tx.NewID()
 	}
 	if b.Owner == "" {
-		b.Owner = tx.Request().Caller
+		b.Owner = tx.Request().Owner()
 	}
 }
 
@@ -35,13 +35,21 @@ func Create(tx resource.Tx, r resource.Resource) (resource.Resource, error) {
 		return put(AddIPRange(tx, x))
 	case *resource.SecGroup:
 		return put(CreateSecGroup(tx, x, false))
-	case *resource.VM, *resource.NIC, *resource.Volume, *resource.Task:
+	case *resource.VM, *resource.NIC, *resource.Volume, *resource.Task, *resource.Session, *resource.Share, *resource.Enrolment, *resource.Revocation:
 		return nil, resource.Invalid("kind", "a %s is not created this way", r.Kind())
 	}
 	prepare(tx, r)
 	task := resource.Kind("")
 	about := r.Base().ID
 	switch x := r.(type) {
+	case *resource.Account, *resource.Policy, *resource.Group, *resource.User:
+		if err := newIdentity(tx, x); err != nil {
+			return nil, err
+		}
+	case *resource.HostToken:
+		if err := newToken(tx, x); err != nil {
+			return nil, err
+		}
 	case *resource.Zone:
 		enable(&x.State)
 	case *resource.Cluster:
@@ -94,6 +102,9 @@ func Create(tx resource.Tx, r resource.Resource) (resource.Resource, error) {
 		}
 		if err := checkRule(tx, x); err != nil {
 			return nil, err
+		}
+		if g, ok := resource.Find[*resource.SecGroup](tx, x.GroupID); ok {
+			x.Owner = g.Owner
 		}
 		task, about = resource.KindSecGroup, x.GroupID
 	}
@@ -279,12 +290,12 @@ func CreateL2(tx resource.Tx, l *resource.L2) (*resource.L2, error) {
 			return nil, resource.Invalid("vni", "%d is not in a range of VXLAN pool %s", l.VNI, p.Name)
 		}
 		if h := tx.Holder(resource.VNIKey(p.ID, l.VNI)); h != nil {
-			return nil, resource.Conflict("vni", "%d is taken by network %s", l.VNI, h.Base().Name)
+			return nil, resource.Conflict("vni", "%d is taken", l.VNI).Because(h, "it has that VNI")
 		}
 		// Pools of overlapping ranges may share a wire.
 		for o := range resource.All[*resource.L2](tx) {
 			if o.Type == resource.L2VXLAN && o.VNI == l.VNI && o.ZoneID == l.ZoneID {
-				return nil, resource.Conflict("vni", "%d is taken by network %s of another pool in the zone", l.VNI, o.Name)
+				return nil, resource.Conflict("vni", "%d is taken in another pool in the zone", l.VNI).Because(o, "it has that VNI")
 			}
 		}
 	}

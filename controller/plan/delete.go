@@ -61,6 +61,8 @@ func Delete(tx resource.Tx, kind resource.Kind, id string, opt DeleteOptions) ([
 		return one(ActionRecycle), err
 	case *resource.NIC:
 		return one(ActionDelete), DetachNIC(tx, id)
+	case *resource.Account:
+		return deleteAccount(tx, x, opt)
 	case *resource.IPRange:
 		return one(ActionDelete), removeIPRange(tx, x)
 	case *resource.SecRule:
@@ -236,14 +238,18 @@ func (d *deletion) check(root resource.Resource) error {
 		return nil
 	}
 	for _, r := range d.order[1:] {
-		if r.kind == resource.KindSecRule || r.kind == resource.KindIPRange {
+		switch r.kind {
+		case resource.KindSecRule, resource.KindIPRange, resource.KindShare, resource.KindSession, resource.KindHostToken, resource.KindEnrolment:
 			continue
 		}
 		users = append(users, resource.Reason{Kind: r.kind, ID: r.id, Name: d.doomed[r].Base().Name, Why: "it would go with it"})
 	}
 	for _, l := range d.links {
-		if n, ok := d.tx.Get(l.from.kind, l.from.id).(*resource.NIC); ok {
+		switch n := d.tx.Get(l.from.kind, l.from.id).(type) {
+		case *resource.NIC:
 			users = append(users, resource.Reason{Kind: l.from.kind, ID: n.ID, Name: n.Name, Why: "it is a member: " + holderName(d.tx, n)})
+		case *resource.User, *resource.Group:
+			users = append(users, resource.Reason{Kind: l.from.kind, ID: n.Base().ID, Name: n.Base().Name, Why: "it would lose it"})
 		}
 	}
 	if len(users) > 0 {
@@ -297,7 +303,18 @@ func (d *deletion) run() error {
 		return strings.Compare(a.id, b.id)
 	})
 	for _, r := range d.order {
-		if err := tx.Delete(r.kind, r.id); err != nil {
+		var err error
+		switch x := d.doomed[r].(type) {
+		case *resource.Session:
+			err = endSession(tx, x)
+		case *resource.Host:
+			if err = tx.Delete(r.kind, r.id); err == nil {
+				err = revokeHost(tx, x)
+			}
+		default:
+			err = tx.Delete(r.kind, r.id)
+		}
+		if err != nil {
 			return err
 		}
 		action := ActionDelete

@@ -787,7 +787,7 @@ func TestAddresses(t *testing.T) {
 			return err
 		})
 	}
-	wantError(t, add("192.168.0.200", "192.168.0.210"), resource.CodeConflict, "start: 192.168.0.200-192.168.0.210 overlaps range r1")
+	wantError(t, add("192.168.0.200", "192.168.0.210"), resource.CodeConflict, "start: 192.168.0.200-192.168.0.210 overlaps 192.168.0.10-192.168.0.200")
 	wantError(t, add("192.168.1.2", "192.168.1.210"), resource.CodeInvalid, "gateway")
 	if err := add("192.168.0.201", "192.168.0.210"); err != nil {
 		t.Error(err)
@@ -826,7 +826,7 @@ func TestAddresses(t *testing.T) {
 	spec = e.VMSpec("t4")
 	spec.NICs[0].IP = netip.MustParseAddr("192.168.0.3")
 	_, err = e.CreateVM(spec)
-	wantError(t, err, resource.CodeConflict, "taken by VM t")
+	wantError(t, err, resource.CodeConflict, "VM t0 has it")
 	st := resource.Derive(e.View(), e.View().Get(resource.KindL3, other)).(resource.L3Status)
 	if st.Total != 3 || st.Used != 3 || st.Free != 0 {
 		t.Errorf("use %+v", st.AddressUse)

@@ -21,7 +21,7 @@ func NewTask(tx resource.Tx, kind resource.Kind, id string) (*resource.Task, err
 	t := &resource.Task{
 		State: resource.TaskRunning, Op: req.Op, RequestID: req.ID, Caller: req.Caller, ResourceKind: kind, ResourceID: id,
 	}
-	t.ID, t.Name, t.Owner = tx.NewID(), name, req.Caller
+	t.ID, t.Name, t.Owner = tx.NewID(), name, req.Owner()
 	if err := tx.Put(t); err != nil {
 		return nil, err
 	}

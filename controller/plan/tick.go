@@ -71,7 +71,10 @@ func Follow(tx resource.Tx, kind resource.Kind, id string) (changed bool, err er
 
 // decide finds what is due and yields it until yield says that it is enough.
 func decide(r resource.Reader, now time.Time, yield func(resource.Kind, string, decision) bool) {
-	for _, kind := range []resource.Kind{resource.KindHost, resource.KindVM, resource.KindVolume, resource.KindTask} {
+	for _, kind := range []resource.Kind{
+		resource.KindHost, resource.KindVM, resource.KindVolume, resource.KindTask, resource.KindAccount, resource.KindSession, resource.KindHostToken, resource.KindEnrolment,
+		resource.KindRevocation,
+	} {
 		for x := range r.All(kind) {
 			if d := decideOne(r, now, x); d != nil && !yield(kind, x.Base().ID, d) {
 				return
@@ -90,6 +93,10 @@ func decideOne(r resource.Reader, now time.Time, x resource.Resource) decision {
 		return decideVolume(r, now, x)
 	case *resource.Task:
 		return decideTask(r, now, x)
+	case *resource.Account:
+		return decideAccount(r, x)
+	case *resource.Session, *resource.HostToken, *resource.Enrolment, *resource.Revocation:
+		return decideExpiry(x, now)
 	default:
 		return nil
 	}

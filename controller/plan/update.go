@@ -43,6 +43,11 @@ func Update(tx resource.Tx, changed resource.Resource) (resource.Resource, error
 			return nil, err
 		}
 		return put(UpdateVolume(tx, x))
+	case *resource.Account, *resource.Policy, *resource.Group, *resource.User, *resource.Session, *resource.Share, *resource.HostToken, *resource.Enrolment, *resource.Revocation:
+		var err error
+		if fixed, err = updateIdentity(tx, old, changed); err != nil {
+			return nil, err
+		}
 	case *resource.Cluster:
 		fixed = []fixedField{{"zone_id", old.(*resource.Cluster).ZoneID, x.ZoneID}}
 	case *resource.Host:

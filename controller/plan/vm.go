@@ -29,7 +29,7 @@ func CreateVM(tx resource.Tx, spec VMSpec) (*resource.VM, error) {
 	}
 	vm.ID, vm.Name, vm.Description, vm.Owner, vm.Tags = tx.NewID(), spec.Name, spec.Description, spec.Owner, spec.Tags
 	if vm.Owner == "" {
-		vm.Owner = tx.Request().Caller
+		vm.Owner = tx.Request().Owner()
 	}
 	if err := resource.CheckName("name", vm.Name); err != nil {
 		return nil, err
@@ -450,6 +450,14 @@ func hostName(r resource.Reader, id string) string {
 	return id
 }
 
+// onHost says which host stands in the way.
+func onHost(r resource.Reader, e *resource.Error, id, why string) *resource.Error {
+	if h, ok := resource.Find[*resource.Host](r, id); ok {
+		return e.Because(h, "%s", why)
+	}
+	return e
+}
+
 // StopVM turns a VM off: its guest is asked first, and after a while, or at once with Force, the power is cut. A paused
 // guest can't obey, so its power is cut.
 func StopVM(tx resource.Tx, id string, opt StopOptions) (*resource.VM, error) {
@@ -586,7 +594,7 @@ func UpdateVM(tx resource.Tx, changed *resource.VM) (*resource.VM, error) {
 	if vm.Power != desired.PowerOff && (vm.CPUs > more.CPUs || vm.MemoryMiB > more.MemoryMiB) {
 		ob := tx.Observed().Host(vm.HostID)
 		if !ob.Reported {
-			return nil, resource.Conflict("host_id", "host %s has not reported what it is: it is not known whether it has room", hostName(tx, vm.HostID)).
+			return nil, onHost(tx, resource.Conflict("host_id", "the host of the VM has not reported what it is: it is not known whether it has room"), vm.HostID, "it has not reported").
 				WithRemedy("stop the VM first, or wait for the host")
 		}
 		h, err := resource.Get[*resource.Host](tx, vm.HostID)
@@ -596,14 +604,16 @@ func UpdateVM(tx resource.Tx, changed *resource.VM) (*resource.VM, error) {
 		cpus, mem := resource.HostRoom(tx, h, ob.Facts.Inventory, resource.UseOfHost(tx, vm.HostID))
 		if d := int64(vm.MemoryMiB - more.MemoryMiB); d > 0 && d > mem {
 			return nil, &resource.Error{
-				Code: resource.CodeCapacity, Field: "memory_mib", Message: fmt.Sprintf("host %s has %d MiB free, %d MiB more are wanted", hostName(tx, vm.HostID), max(mem, 0), d),
-				Remedy: "stop the VM first: it is placed anew when it starts",
+				Code: resource.CodeCapacity, Field: "memory_mib", Message: fmt.Sprintf("the VM's host has no room for %d MiB more", d),
+				Reasons: []resource.Reason{{Kind: resource.KindHost, ID: h.ID, Name: h.Name, Why: fmt.Sprintf("%d MiB are free", max(mem, 0))}},
+				Remedy:  "stop the VM first: it is placed anew when it starts",
 			}
 		}
 		if d := vm.CPUs - more.CPUs; d > 0 && d > cpus {
 			return nil, &resource.Error{
-				Code: resource.CodeCapacity, Field: "cpus", Message: fmt.Sprintf("host %s has %d virtual CPUs free, %d more are wanted", hostName(tx, vm.HostID), max(cpus, 0), d),
-				Remedy: "stop the VM first: it is placed anew when it starts",
+				Code: resource.CodeCapacity, Field: "cpus", Message: fmt.Sprintf("the VM's host has no room for %d virtual CPUs more", d),
+				Reasons: []resource.Reason{{Kind: resource.KindHost, ID: h.ID, Name: h.Name, Why: fmt.Sprintf("%d are free", max(cpus, 0))}},
+				Remedy:  "stop the VM first: it is placed anew when it starts",
 			}
 		}
 	}
@@ -652,7 +662,7 @@ func putNIC(tx resource.Tx, vm *resource.VM, spec NICSpec, index int) (*resource
 			return nil, err
 		}
 	} else if h := tx.Holder("mac/" + n.MAC); h != nil {
-		return nil, resource.Conflict("mac", "%s is taken by %s", n.MAC, holderName(tx, h))
+		return nil, heldBy(tx, resource.Conflict("mac", "%s is taken", n.MAC), h)
 	}
 	if err := tx.Put(n); err != nil {
 		return nil, err
@@ -680,7 +690,7 @@ func AttachNIC(tx resource.Tx, vmID string, spec NICSpec) (*resource.NIC, error)
 	}
 	if vm.Power != desired.PowerOff {
 		if why := (&placer{tx: tx}).network(h, tx.Observed().Host(h.ID).Facts.Inventory, l3); why != "" {
-			return nil, resource.Conflict("l3_id", "host %s of VM %s can't have the network: %s", h.Name, vm.Name, why)
+			return nil, resource.Conflict("l3_id", "the host of VM %s can't have the network", vm.Name).Because(h, "%s", why)
 		}
 	}
 	index := 0

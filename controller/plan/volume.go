@@ -16,7 +16,7 @@ func newVolume(tx resource.Tx, spec VolumeSpec) (*resource.Volume, error) {
 		Type: resource.VolumeData, ZoneID: spec.ZoneID, Bytes: spec.Bytes, DiskOfferingID: spec.DiskOfferingID,
 		Format: cmp.Or(spec.Format, desired.FormatQCOW2), State: resource.Enabled,
 	}
-	v.ID, v.Name, v.Description, v.Owner, v.Tags = tx.NewID(), spec.Name, spec.Description, cmp.Or(spec.Owner, tx.Request().Caller), spec.Tags
+	v.ID, v.Name, v.Description, v.Owner, v.Tags = tx.NewID(), spec.Name, spec.Description, cmp.Or(spec.Owner, tx.Request().Owner()), spec.Tags
 	if spec.DiskOfferingID != "" {
 		o, err := resource.Get[*resource.DiskOffering](tx, spec.DiskOfferingID)
 		if err != nil {
@@ -174,7 +174,7 @@ func AttachVolume(tx resource.Tx, id, vmID string) (*resource.Volume, error) {
 		return nil, resource.Conflict("volume", "volume %s is attached to VM %s", v.Name, vmName(tx, v.VMID)).WithRemedy("detach it first: shoalctl volume detach %s", v.Name)
 	}
 	if former, ok := resource.Find[*resource.VM](tx, v.LeavingVMID); ok && former.ID != vm.ID {
-		return nil, resource.Conflict("volume", "volume %s is still being detached from VM %s: host %s has not confirmed it", v.Name, former.Name, hostName(tx, former.HostID)).
+		return nil, onHost(tx, resource.Conflict("volume", "volume %s is still being detached from VM %s", v.Name, former.Name), former.HostID, "it has not confirmed it").
 			WithRemedy("wait until shoalctl volume get %s no longer shows Detaching", v.Name)
 	}
 	taken := map[string]bool{}
@@ -196,7 +196,7 @@ func AttachVolume(tx resource.Tx, id, vmID string) (*resource.Volume, error) {
 		storages, why := p.storages(h, []wantedVolume{want})
 		if why != "" {
 			return nil, &resource.Error{
-				Code: resource.CodeCapacity, Field: "vm_id", Message: fmt.Sprintf("host %s of VM %s can't take volume %s", h.Name, vm.Name, v.Name),
+				Code: resource.CodeCapacity, Field: "vm_id", Message: fmt.Sprintf("the host of VM %s can't take volume %s", vm.Name, v.Name),
 				Reasons: []resource.Reason{{Kind: resource.KindHost, ID: h.ID, Name: h.Name, Why: why}},
 			}
 		}
@@ -207,11 +207,11 @@ func AttachVolume(tx resource.Tx, id, vmID string) (*resource.Volume, error) {
 			return nil, err
 		}
 		if !slices.Contains(s.ClusterIDs, vm.ClusterID) {
-			return nil, resource.Conflict("vm_id", "storage %s of volume %s is not attached to the cluster of VM %s", s.Name, v.Name, vm.Name)
+			return nil, resource.Conflict("vm_id", "the storage of volume %s is not attached to the cluster of VM %s", v.Name, vm.Name).Because(s, "the volume lies on it")
 		}
 		if v.HostID != "" && v.HostID != vm.HostID {
-			return nil, resource.Conflict("vm_id", "volume %s lies on host %s, and VM %s is on host %s", v.Name, hostName(tx, v.HostID), vm.Name, h.Name).
-				WithRemedy("attach it to a VM of host %s", hostName(tx, v.HostID))
+			return nil, onHost(tx, resource.Conflict("vm_id", "volume %s and VM %s are on different hosts", v.Name, vm.Name), v.HostID, "the volume lies on it").
+				Because(h, "the VM is on it").WithRemedy("attach it to a VM of the volume's host")
 		}
 		v.Made = made(tx, v)
 		v.LastHostID = vm.HostID
@@ -343,7 +343,7 @@ func ExpungeVolume(tx resource.Tx, id string) (*resource.Volume, error) {
 		return nil, resource.Conflict("volume", "volume %s is not in the recycle bin", v.Name).WithRemedy("destroy it first: shoalctl volume destroy %s", v.Name)
 	}
 	if former, ok := resource.Find[*resource.VM](tx, v.LeavingVMID); ok {
-		return nil, resource.Conflict("volume", "volume %s is still being detached from VM %s: host %s has not confirmed it", v.Name, former.Name, hostName(tx, former.HostID)).
+		return nil, onHost(tx, resource.Conflict("volume", "volume %s is still being detached from VM %s", v.Name, former.Name), former.HostID, "it has not confirmed it").
 			WithRemedy("try again once it has")
 	}
 	if _, err := NewTask(tx, resource.KindVolume, v.ID); err != nil {

@@ -225,8 +225,8 @@ func Converge(r Reader, t *Task) Convergence {
 		if w.Phase == desired.PhaseRefused && w.Fault != nil {
 			c.Failed = true
 			c.Error = &Error{
-				Code: CodeConflict, Message: fmt.Sprintf("host %s refuses %s: %s", cmp.Or(w.Host, w.HostID), w.Ref, w.Fault.Message),
-				Remedy: cmp.Or(w.Fault.Remedy, w.Fault.Code.Remedy()),
+				Code: CodeConflict, Message: "a host refuses it: " + w.Fault.Message, Remedy: cmp.Or(w.Fault.Remedy, w.Fault.Code.Remedy()),
+				Reasons: []Reason{{Kind: KindHost, ID: w.HostID, Name: cmp.Or(w.Host, w.HostID), Why: "it refuses " + w.Ref.String()}},
 			}
 			break
 		}
@@ -306,6 +306,10 @@ func unfinished(r Reader, res Resource) string {
 	case *Image:
 		if x.Stage != ImageReady {
 			return "the image is being added"
+		}
+	case *Account:
+		if x.Deleting {
+			return "what it owns is being removed from hosts"
 		}
 	case *VM:
 		if x.Expunging {

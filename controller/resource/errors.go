@@ -3,6 +3,7 @@ package resource
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -17,6 +18,9 @@ const (
 	CodeConflict  ErrorCode = "conflict"   // 409: it contradicts what is there now
 	CodeInUse     ErrorCode = "in-use"     // 409: something still needs it
 	CodeCapacity  ErrorCode = "capacity"   // 422: no host, storage or address is left that fits; Reasons say why
+	CodeQuota     ErrorCode = "quota"      // 422: the account would have more than it may
+	CodeLogin     ErrorCode = "login"      // 401: who asks is not known: log in
+	CodeBusy      ErrorCode = "busy"       // 429: too many requests of this sort: wait
 	CodeNotLeader ErrorCode = "not-leader" // 503: this controller does not lead; ask again
 	CodeInternal  ErrorCode = "internal"   // 500
 )
@@ -32,8 +36,12 @@ func (c ErrorCode) Number() int {
 		return 404
 	case CodeConflict, CodeInUse:
 		return 409
-	case CodeCapacity:
+	case CodeCapacity, CodeQuota:
 		return 422
+	case CodeLogin:
+		return 401
+	case CodeBusy:
+		return 429
 	case CodeNotLeader:
 		return 503
 	default:
@@ -99,6 +107,14 @@ func Conflict(field, format string, args ...any) *Error {
 func (e *Error) WithRemedy(format string, args ...any) *Error {
 	c := *e
 	c.Remedy = fmt.Sprintf(format, args...)
+	return &c
+}
+
+// Because adds a resource that stands in the way. Messages name no resource but those that a caller named: what else is to be said
+// of one stands here, where it can be left out for whoever may not see it.
+func (e *Error) Because(r Resource, format string, args ...any) *Error {
+	c := *e
+	c.Reasons = append(slices.Clone(e.Reasons), Reason{Kind: r.Kind(), ID: r.Base().ID, Name: r.Base().Name, Why: fmt.Sprintf(format, args...)})
 	return &c
 }
 

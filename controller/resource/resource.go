@@ -48,13 +48,22 @@ const (
 	KindNIC          Kind = "nic"
 	KindVolume       Kind = "volume"
 	KindTask         Kind = "task"
+	KindAccount      Kind = "account"
+	KindPolicy       Kind = "policy"
+	KindGroup        Kind = "group"
+	KindUser         Kind = "user"
+	KindSession      Kind = "session"
+	KindShare        Kind = "share"
+	KindHostToken    Kind = "hosttoken"
+	KindEnrolment    Kind = "enrolment"
+	KindRevocation   Kind = "revocation"
 )
 
 // Kinds lists every kind, parents before children.
 func Kinds() []Kind {
 	return []Kind{
-		KindZone, KindCluster, KindHost, KindStorage, KindImage, KindOffering, KindDiskOffering, KindVXLANPool, KindL2, KindL3,
-		KindIPRange, KindSecGroup, KindSecRule, KindVM, KindNIC, KindVolume, KindTask,
+		KindAccount, KindPolicy, KindGroup, KindUser, KindSession, KindZone, KindCluster, KindHost, KindHostToken, KindEnrolment, KindStorage, KindImage, KindOffering, KindDiskOffering, KindVXLANPool, KindL2, KindL3,
+		KindIPRange, KindSecGroup, KindSecRule, KindVM, KindNIC, KindVolume, KindShare, KindRevocation, KindTask,
 	}
 }
 
@@ -95,6 +104,24 @@ func New(kind Kind) Resource {
 		return &Volume{}
 	case KindTask:
 		return &Task{}
+	case KindAccount:
+		return &Account{}
+	case KindPolicy:
+		return &Policy{}
+	case KindGroup:
+		return &Group{}
+	case KindUser:
+		return &User{}
+	case KindSession:
+		return &Session{}
+	case KindShare:
+		return &Share{}
+	case KindHostToken:
+		return &HostToken{}
+	case KindEnrolment:
+		return &Enrolment{}
+	case KindRevocation:
+		return &Revocation{}
 	default:
 		return nil
 	}
@@ -223,6 +250,12 @@ func without(ids []string, id string) []string {
 	return slices.DeleteFunc(slices.Clone(ids), func(s string) bool { return s == id })
 }
 
+// Secretive is a resource with fields that nobody may read.
+type Secretive interface {
+	// Redacted is a copy without them.
+	Redacted() Resource
+}
+
 // Unlinker is a resource with references of mode Link.
 type Unlinker interface {
 	// Unlink gives a copy without the reference to that resource.
@@ -266,6 +299,8 @@ type Reader interface {
 	Get(kind Kind, id string) Resource
 	// All are the resources of a kind, ordered by id.
 	All(kind Kind) iter.Seq[Resource]
+	// Owned are the resources of a kind that belong to an account, ordered by id.
+	Owned(kind Kind, account string) iter.Seq[Resource]
 	// Named are the resources of a kind with that name.
 	Named(kind Kind, name string) iter.Seq[Resource]
 	// Referrers are the resources of kind from that name the resource (kind, id), in whatever mode.
@@ -332,13 +367,24 @@ type Tx interface {
 type Request struct {
 	// ID is the request's id, made by the client; it is the Cause of everything that follows.
 	ID string `json:"id"`
-	// Caller is the account's user as the server vouches for it, or "controller" for decisions of its own.
+	// Caller is who asks, as the server vouches for it: an account's or user's id, the name in a credentials file, or
+	// "controller" for decisions of its own.
 	Caller string `json:"caller"`
+	// Account is the caller's account; what is made belongs to it. Empty for the controller.
+	Account string `json:"account,omitempty"`
+	// Session is the caller's session, From the address that the request came from.
+	Session string `json:"session,omitempty"`
+	From    string `json:"from,omitempty"`
 	// Op is "<kind>.<verb>".
 	Op string `json:"op"`
 	// Params are the call's parameters with secrets masked.
 	Params json.RawMessage `json:"params,omitempty"`
+	// Admin says that the caller may do everything. It is of use while the call is worked on, and not kept.
+	Admin bool `json:"-"`
 }
+
+// Owner is the account that what the request makes belongs to.
+func (r Request) Owner() string { return cmp.Or(r.Account, r.Caller) }
 
 // CallerController is the caller of decisions that the controller takes by itself.
 const CallerController = "controller"
@@ -383,6 +429,12 @@ func typed[T Resource](seq iter.Seq[Resource]) iter.Seq[T] {
 			}
 		}
 	}
+}
+
+// Owned are the resources of a type that belong to an account.
+func Owned[T Resource](r Reader, account string) iter.Seq[T] {
+	var zero T
+	return typed[T](r.Owned(zero.Kind(), account))
 }
 
 // Copy is a clone with its type.

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -40,7 +41,18 @@ func valid() map[resource.Kind]resource.Resource {
 			Meta: meta("vol"), Type: resource.VolumeRoot, ZoneID: "z", StorageID: "s", Path: "/srv/x/volumes/v.qcow2", HostID: "h", VMID: "v", Target: "vda", Bytes: 1 << 30, Format: desired.FormatQCOW2,
 			State: resource.Enabled, Backing: &resource.Backing{SHA256: strings.Repeat("a", 64), Bytes: 1, Format: desired.FormatRaw},
 		},
-		resource.KindTask: &resource.Task{Meta: meta("t"), State: resource.TaskRunning, RequestID: "r"},
+		resource.KindTask:    &resource.Task{Meta: meta("t"), State: resource.TaskRunning, RequestID: "r"},
+		resource.KindAccount: &resource.Account{Meta: meta("a"), State: resource.Enabled, Password: "sealed", Quotas: map[resource.Quota]uint64{resource.QuotaVMs: 3}},
+		resource.KindPolicy:  &resource.Policy{Meta: meta("p"), AccountID: "a", Statements: []resource.Statement{{Effect: resource.Allow, Actions: []string{"vm.*"}, Tags: []string{"test"}}}},
+		resource.KindGroup:   &resource.Group{Meta: meta("gr"), AccountID: "a", PolicyIDs: []string{"p"}},
+		resource.KindUser:    &resource.User{Meta: meta("u"), AccountID: "a", State: resource.Enabled, Password: "sealed", GroupIDs: []string{"gr"}, PolicyIDs: []string{"p"}},
+		resource.KindSession: &resource.Session{Meta: meta("se"), AccountID: "a", UserID: "u", PublicKey: key, Expires: time.Unix(9, 0)},
+		resource.KindShare:   &resource.Share{Meta: meta("sh"), ResourceKind: resource.KindL3, ResourceID: "l3", AccountID: "a"},
+		resource.KindHostToken: &resource.HostToken{
+			Meta: meta("ht"), ClusterID: "c", SecretHash: strings.Repeat("ab", 32), Uses: 1, Expires: time.Unix(9, 0), Approval: resource.ApproveAuto, ReplaceID: "h",
+		},
+		resource.KindRevocation: &resource.Revocation{Meta: meta("rv"), PublicKey: key, Role: resource.RevokedHost, Until: time.Unix(9, 0)},
+		resource.KindEnrolment:  &resource.Enrolment{Meta: meta("e"), State: resource.EnrolmentPending, ClusterID: "c", TokenID: "ht", PublicKey: key},
 	}
 }
 

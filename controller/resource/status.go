@@ -697,9 +697,17 @@ func vxlanPoolStatus(r Reader, p *VXLANPool) VXLANPoolStatus {
 	return out
 }
 
+// Deriver is a reader that shows less than there is, and works statuses out from all of it.
+type Deriver interface {
+	Derive(res Resource) any
+}
+
 // Derive is the status of a resource as it stands now: joined from intent and observation, never stored. It is nil for
 // kinds that have none.
 func Derive(r Reader, res Resource) any {
+	if d, ok := r.(Deriver); ok {
+		return d.Derive(res)
+	}
 	switch x := res.(type) {
 	case *Zone:
 		return zoneStatus(r, x)
@@ -729,6 +737,8 @@ func Derive(r Reader, res Resource) any {
 		return volumeStatus(r, x)
 	case *Task:
 		return Converge(r, x)
+	case *HostToken:
+		return HostTokenStatus{Used: len(x.Keys), Left: x.Uses - len(x.Keys)}
 	default:
 		return nil
 	}

@@ -33,6 +33,14 @@ func keyMeaning(key string) (field, what string) {
 		return "request_id", "request " + rest
 	case "secrule":
 		return "group_id", "the same rule"
+	case "account":
+		return "name", "account name " + strconv.Quote(value)
+	case "user", "group", "policy":
+		return "name", sort + " name " + strconv.Quote(value)
+	case "session", "enrolment":
+		return "public_key", "public key " + value
+	case "share":
+		return "account", "the same share"
 	case "host":
 		switch scope {
 		case "name":

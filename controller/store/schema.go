@@ -16,6 +16,7 @@ const (
 	indexID      = "id"
 	indexName    = "name"
 	indexRefs    = "refs"
+	indexOwner   = "owner"
 
 	tableStatus = "status" // item of a host -> what the agent reported
 	tableHosts  = "hosts"  // host -> what is known of it as a whole, and what was published for it
@@ -40,6 +41,11 @@ func resourceSchema() *memdb.DBSchema {
 			indexID:   {Name: indexID, Unique: true, Indexer: textIndex{func(o any) string { return o.(resource.Resource).Base().ID }}},
 			indexName: {Name: indexName, Indexer: textIndex{func(o any) string { return o.(resource.Resource).Base().Name }}},
 			indexRefs: {Name: indexRefs, AllowMissing: true, Indexer: refsIndex{}},
+			// With the id, so that those of one owner come in its order.
+			indexOwner: {Name: indexOwner, Unique: true, Indexer: textIndex{func(o any) string {
+				b := o.(resource.Resource).Base()
+				return ownerKey(b.Owner) + b.ID
+			}}},
 		}}
 	}
 	return s
@@ -74,6 +80,9 @@ func observedSchema() *memdb.DBSchema {
 		}},
 	}}
 }
+
+// ownerKey begins the keys of what an account owns.
+func ownerKey(account string) string { return account + "/" }
 
 // statusKey is unambiguous because hosts and kinds are tokens of subjects.
 func statusKey(host string, ref desired.Ref) string {

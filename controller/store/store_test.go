@@ -165,17 +165,17 @@ func TestRefusals(t *testing.T) {
 			n := benchNIC(tx, "vm", 5)
 			n.MAC = "52:54:00:ff:ff:ff"
 			return tx.Put(n)
-		}, resource.CodeConflict, "ip: address 10.0.0.5 is taken by nic nic0 (nic)"},
+		}, resource.CodeConflict, "ip: address 10.0.0.5 is taken: nic nic0"},
 		"mac": {func(tx resource.Tx) error {
 			n := benchNIC(tx, "vm", 5)
 			n.IP = netip.MustParseAddr("10.9.9.9")
 			return tx.Put(n)
-		}, resource.CodeConflict, "mac: MAC 52:54:00:00:00:05 is taken by nic nic0"},
+		}, resource.CodeConflict, "mac: MAC 52:54:00:00:00:05 is taken: nic nic0"},
 		"host name": {func(tx resource.Tx) error {
 			h := resource.Copy(tx.Get(resource.KindHost, "h").(*resource.Host))
 			h.ID, h.PublicKey = "h2", "U"+strings.Repeat("A", 55)
 			return tx.Put(h)
-		}, resource.CodeConflict, `name: name "h" is taken by host h (h)`},
+		}, resource.CodeConflict, `name: name "h" is taken: host h`},
 		"delete missing": {func(tx resource.Tx) error { return tx.Delete(resource.KindVM, "none") }, resource.CodeNotFound, "no vm"},
 		"delete used":    {func(tx resource.Tx) error { return tx.Delete(resource.KindVM, "vm") }, resource.CodeInUse, "vm: vm web is still in use: nic nic0: names it as vm_id"},
 		"too much": {func(tx resource.Tx) error {

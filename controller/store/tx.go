@@ -226,7 +226,8 @@ func (t *tx) unused(r resource.Resource) error {
 // taken says in words what a unique key is and who has it.
 func taken(key string, h resource.Resource) *resource.Error {
 	field, what := keyMeaning(key)
-	return resource.Conflict(field, "%s is taken by %s %s (%s)", what, h.Kind(), h.Base().Name, h.Base().ID)
+	// By whom stands in a place of its own: not everybody may know.
+	return resource.Conflict(field, "%s is taken", what).Because(h, "has the id %s", h.Base().ID)
 }
 
 func (t *tx) open() error {

@@ -37,6 +37,13 @@ func (v *view) All(kind resource.Kind) iter.Seq[resource.Resource] {
 	return v.each(func() (memdb.ResultIterator, error) { return v.txn.Get(string(kind), indexID) })
 }
 
+// Owned implements resource.Reader.
+func (v *view) Owned(kind resource.Kind, account string) iter.Seq[resource.Resource] {
+	return v.each(func() (memdb.ResultIterator, error) {
+		return v.txn.Get(string(kind), indexOwner+"_prefix", ownerKey(account))
+	})
+}
+
 // Named implements resource.Reader.
 func (v *view) Named(kind resource.Kind, name string) iter.Seq[resource.Resource] {
 	return v.each(func() (memdb.ResultIterator, error) { return v.txn.Get(string(kind), indexName, name) })

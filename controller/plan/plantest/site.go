@@ -95,7 +95,7 @@ func (t *tx) Put(r resource.Resource) error {
 	}
 	for _, k := range r.Unique() {
 		if h, ok := t.holders[k]; ok && h.Base().ID != b.ID {
-			return resource.Conflict("unique", "%s is taken by %s %s", k, h.Kind(), h.Base().ID)
+			return resource.Conflict("unique", "%s is taken", k).Because(h, "has it")
 		}
 	}
 	b.Created = t.site.Now
@@ -120,7 +120,7 @@ func (t *tx) Delete(kind resource.Kind, id string) error {
 		for user := range t.Referrers(k, kind, id) {
 			for _, ref := range user.Refs() {
 				if ref.Kind == kind && ref.ID == id && ref.Mode != resource.Weak && user != r {
-					return &resource.Error{Code: resource.CodeInUse, Field: "id", Message: fmt.Sprintf("%s %s names %s %s", k, user.Base().ID, kind, id)}
+					return (&resource.Error{Code: resource.CodeInUse, Field: "id", Message: fmt.Sprintf("%s %s is in use", kind, id)}).Because(user, "names it")
 				}
 			}
 		}

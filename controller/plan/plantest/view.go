@@ -71,6 +71,17 @@ func (v *View) All(kind resource.Kind) iter.Seq[resource.Resource] {
 	}
 }
 
+// Owned implements resource.Reader.
+func (v *View) Owned(kind resource.Kind, account string) iter.Seq[resource.Resource] {
+	return func(yield func(resource.Resource) bool) {
+		for r := range v.All(kind) {
+			if r.Base().Owner == account && !yield(r) {
+				return
+			}
+		}
+	}
+}
+
 // Named implements resource.Reader.
 func (v *View) Named(kind resource.Kind, name string) iter.Seq[resource.Resource] {
 	return func(yield func(resource.Resource) bool) {

@@ -93,6 +93,9 @@ var shapes = sync.OnceValue(func() map[resource.Kind]*shape {
 		fill(reflect.ValueOf(proto).Elem(), 0)
 		fields := map[resource.Kind][]string{}
 		for _, ref := range proto.Refs() {
+			if resource.New(ref.Kind) == nil {
+				continue // what a share names can be of several kinds: no path leads there
+			}
 			s.idFields[ref.Field] = ref.Kind
 			if !slices.Contains(fields[ref.Kind], ref.Field) {
 				fields[ref.Kind] = append(fields[ref.Kind], ref.Field)
@@ -464,6 +467,9 @@ func (nothing) Named(resource.Kind, string) iter.Seq[resource.Resource] {
 }
 
 func (nothing) Referrers(_, _ resource.Kind, _ string) iter.Seq[resource.Resource] {
+	return none[resource.Resource]
+}
+func (nothing) Owned(resource.Kind, string) iter.Seq[resource.Resource] {
 	return none[resource.Resource]
 }
 func (nothing) Holder(string) resource.Resource                   { return nil }

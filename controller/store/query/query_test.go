@@ -254,7 +254,7 @@ func TestRefusals(t *testing.T) {
 		spec        Spec
 		field, want string
 	}{
-		{"nonsense", Spec{}, "kind", "is not one of cluster"},
+		{"nonsense", Spec{}, "kind", "is not one of account"},
 		{"vm", Spec{Conditions: []string{"colour=red"}}, "colour", "cpus"},
 		{"vm", Spec{Conditions: []string{"nic.colour=red"}}, "nic.colour", "anti_spoof"},
 		{"vm", Spec{Conditions: []string{"status.colour=red"}}, "status.colour", "there are"},
