@@ -46,8 +46,13 @@ type Config struct {
 	TLSCert, TLSKey string
 	// TLSNames are further host names and addresses that a certificate of our own is for.
 	TLSNames []string
-	Version  string
-	Log      zerolog.Logger
+	// SessionTime is how long a session of a person or program lasts without being renewed; DefaultSessionTime where it is 0.
+	SessionTime time.Duration
+	Version     string
+	Log         zerolog.Logger
+	// FirstPassword is called with the one-time password of the admin account when that is made, which is at the first start of an
+	// installation. Nobody is told it again. May be nil: then only a credentials file leads in.
+	FirstPassword func(password string)
 	// Ready is called once with the URL of NATS, when the controller has started; it may lead a moment later. May be nil.
 	Ready func(natsURL string)
 }
@@ -70,6 +75,8 @@ type controller struct {
 	site   *site.Site
 	store  *store.Store
 	images *image.Service
+
+	passwords *passwords
 }
 
 // Run is a controller. It returns nil when ctx ends.
@@ -81,6 +88,10 @@ func Run(ctx context.Context, cfg Config) error {
 	var err error
 	if c.id, err = identity.Open(cfg.Identity); err != nil {
 		return err
+	}
+	c.passwords = &passwords{id: c.id}
+	if c.cfg.SessionTime == 0 {
+		c.cfg.SessionTime = DefaultSessionTime
 	}
 	if err := c.adminCreds(); err != nil {
 		return err

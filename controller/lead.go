@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"shoal/controller/api"
+	"shoal/controller/identity"
 	"shoal/controller/journal"
 	"shoal/controller/plan"
 	"shoal/controller/publish"
@@ -89,7 +90,6 @@ func (c *controller) lead(ctx context.Context) error {
 		case <-time.After(time.Millisecond):
 		}
 	}
-	from := c.store.Seq()
 	publisher, err := publish.New(publish.Config{
 		Store: c.store, Conn: c.site.Conn(), Stream: site.Desired, Touch: c.touch, Log: c.log,
 	})
@@ -99,8 +99,15 @@ func (c *controller) lead(ctx context.Context) error {
 	}
 	service := api.New(api.Config{
 		Store: c.store, Conn: c.site.Conn(), ImageURLs: c.images.URLs, Log: c.log,
+		Roles: map[string]api.Role{
+			c.id.SigningKey(identity.RoleAdmin): api.RoleAdmin, c.id.SigningKey(identity.RoleViewer): api.RoleViewer,
+			c.id.SigningKey(identity.RoleManager): api.RoleSession, c.id.SigningKey(identity.RoleUser): api.RoleSession,
+		},
+		UserAccount: c.id.AccountID(identity.USR), AgentAccount: c.id.AccountID(identity.AGT), GuestAccount: c.id.AccountID(identity.ENROLL),
+		SealTo: c.id.SealTo,
 		Env: api.Env{
-			Version: c.cfg.Version, Name: c.cfg.Name, HostJWT: c.hostJWT, ImageProgress: c.images.Progress,
+			Version: c.cfg.Version, Name: c.cfg.Name, HostJWT: c.id.IssueHost, SessionJWT: c.sessionJWT, Passwords: c.passwords,
+			SessionTime: c.cfg.SessionTime, Door: c.door, ImageProgress: c.images.Progress,
 		},
 	})
 	group.Go(func() error { return publisher.Run(ctx) })
@@ -108,7 +115,8 @@ func (c *controller) lead(ctx context.Context) error {
 	group.Go(func() error { return c.images.Run(ctx) })
 	group.Go(func() error { return c.decide(ctx) })
 	group.Go(func() error { return c.announce(ctx) })
-	group.Go(func() error { return c.revokeGone(ctx, from) })
+	group.Go(func() error { return c.revoke(ctx) })
+	group.Go(func() error { return c.firstAdmin(ctx) })
 	return group.Wait()
 }
 
@@ -214,10 +222,4 @@ func (c *controller) changes(ctx context.Context, fn func(store.Committed)) erro
 			return err
 		}
 	}
-}
-
-// hostJWT signs the credentials of a host's agent.
-func (c *controller) hostJWT(hostID, publicKey string) (string, error) {
-	token, _, err := c.id.IssueHost(hostID, publicKey)
-	return token, err
 }

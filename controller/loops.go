@@ -2,13 +2,10 @@ package controller
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
-	"shoal/controller/identity"
 	"shoal/controller/resource"
 	"shoal/controller/store"
 	"shoal/desired"
@@ -130,46 +127,4 @@ func shownIn(host string, ref desired.Ref) (resource.Kind, string) {
 	default:
 		return "", ""
 	}
-}
-
-// revokeGone takes the credentials of hosts away that were deleted or got a new key.
-func (c *controller) revokeGone(ctx context.Context, from uint64) error {
-	for {
-		err := c.store.Changes(ctx, from, func(done store.Committed) error {
-			for _, e := range done.Entries {
-				for _, ch := range e.Changes {
-					old, ok := ch.Old.(*resource.Host)
-					if !ok || old.PublicKey == "" {
-						continue
-					}
-					if now, still := ch.New.(*resource.Host); still && now.PublicKey == old.PublicKey {
-						continue
-					}
-					if err := c.revokeKey(ctx, old, e.At); err != nil {
-						return err
-					}
-				}
-			}
-			from = done.Seq
-			return nil
-		})
-		if !errors.Is(err, store.ErrGone) {
-			return err
-		}
-		from = c.store.Seq()
-	}
-}
-
-func (c *controller) revokeKey(ctx context.Context, h *resource.Host, at time.Time) error {
-	a, err := c.id.Revoke(identity.RoleAgent, h.PublicKey, at, at.Add(identity.HostTTL))
-	if err != nil {
-		return fmt.Errorf("revoke the key of host %s: %w", h.ID, err)
-	}
-	if err := c.site.UpdateAccount(ctx, a); err != nil {
-		// It is kept with the identity, and takes effect with the account's next update at the latest.
-		c.log.Warn().Err(err).Str("host", h.ID).Msg("servers were not told of a revoked key")
-		return nil
-	}
-	c.log.Info().Str("host", h.ID).Msg("key of a host is revoked")
-	return nil
 }

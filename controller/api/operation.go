@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"reflect"
@@ -8,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"shoal/controller/access"
 	"shoal/controller/plan"
 	"shoal/controller/resource"
 )
@@ -34,8 +36,10 @@ const (
 
 // Kinds that are no resources but have operations.
 const (
-	KindSystem resource.Kind = "system"
-	KindSchema resource.Kind = "schema"
+	KindSystem   resource.Kind = "system"
+	KindSchema   resource.Kind = "schema"
+	KindIdentity resource.Kind = "identity"
+	KindQuota    resource.Kind = "quota"
 )
 
 // Column is a column of an operation's table.
@@ -64,16 +68,31 @@ type Operation struct {
 	Columns       []Column
 	// Task is set where the effect on hosts takes time: a call makes a task.
 	Task bool
+	// Scope is who may call it at all; see its values. What a caller may do with which resources is decided by package access.
+	Scope Scope
+	// Paths are further places in the tree of commands, such as "host approve".
+	Paths []string
 
 	params reflect.Type
 	read   func(env *Env, r resource.Reader, params any) (any, error)
-	write  func(tx resource.Tx, params any) (Outcome, error)
+	write  func(tx resource.Tx, params, prepared any) (Outcome, error)
+	// prepare does before a write what can't be done in a transaction, such as hashing a password; write gets its result. It
+	// runs once the caller was found to be allowed to.
+	prepare func(ctx context.Context, env *Env, r resource.Reader, who access.Principal, params any) (any, error)
 	// after adds to the reply of a write that was done, what can't be done in a transaction.
-	after func(env *Env, r resource.Reader, params any, reply *Reply) error
+	after func(env *Env, r resource.Reader, prepared any, reply *Reply) error
 }
 
 // Name is "<kind>.<verb>": how the journal and the service's endpoints call it.
 func (o *Operation) Name() string { return string(o.Kind) + "." + o.Verb }
+
+// Command is the kind's place in the tree of commands, "vm" or "host token".
+func Command(kind resource.Kind) string {
+	if kind == resource.KindHostToken {
+		return "host token"
+	}
+	return string(kind)
+}
 
 // NewParams is a pointer to an empty struct of parameters.
 func (o *Operation) NewParams() any { return reflect.New(o.params).Interface() }
@@ -119,9 +138,41 @@ func (o *Operation) commonParams() []Param {
 	return paramsOf(reflect.TypeFor[Common]())
 }
 
-// Resolve replaces names of resources in the parameters by ids.
-func (o *Operation) resolve(r resource.Reader, params any) error {
-	return resolve(r, "", o.Params, reflect.ValueOf(params).Elem())
+// authorise replaces names of resources in the parameters by ids, of what the caller sees, and decides whether the caller may do
+// this with them. It is the only place where that is decided. Seen is what the caller sees of full.
+func (o *Operation) authorise(full, seen resource.Reader, who access.Principal, params any) error {
+	targets, err := resolve(readers{seen, full}, "", o.Params, reflect.ValueOf(params).Elem(), who.Admin)
+	if err != nil {
+		return err
+	}
+	return who.Check(full, access.Action{Kind: o.Kind, Verb: o.Verb, Read: o.Class == Read, Admin: o.adminOnly(), Own: o.Scope == ScopeOwn}, targets)
+}
+
+// Scope is who may call an operation at all.
+type Scope string
+
+// The scopes.
+const (
+	ScopeKind    Scope = ""        // by kind: what an installation is made of is changed by the admin account only
+	ScopeAdmin   Scope = "admin"   // the admin account only
+	ScopeAccount Scope = "account" // every account, about what it sees; writes, about what it owns
+	ScopeOwn     Scope = "own"     // everybody about themselves, without a policy; else like ScopeAccount
+)
+
+func (o *Operation) adminOnly() bool {
+	if o.Scope != ScopeKind {
+		return o.Scope == ScopeAdmin
+	}
+	if o.Class == Read {
+		return false
+	}
+	switch o.Kind {
+	case resource.KindZone, resource.KindCluster, resource.KindHost, resource.KindStorage, resource.KindOffering, resource.KindDiskOffering, resource.KindVXLANPool,
+		resource.KindAccount, resource.KindHostToken, resource.KindEnrolment:
+		return true
+	default:
+		return false
+	}
 }
 
 // Args are the positional parameters, in order.
@@ -178,8 +229,11 @@ type Reply struct {
 	// DryRun says that nothing was changed; Documents is what would change on hosts.
 	DryRun    bool            `json:"dry_run,omitempty"`
 	Documents []plan.HostDiff `json:"documents,omitempty"`
-	// JWT is the credential that was signed, without its key, which only the caller has.
-	JWT string `json:"jwt,omitempty"`
+	// JWT is the credential that was signed, without its key, which only the caller has; Expires is until when it is good.
+	JWT     string    `json:"jwt,omitempty"`
+	Expires time.Time `json:"expires,omitzero"`
+	// Token is a join token, which is shown this once.
+	Token string `json:"token,omitempty"`
 
 	main resource.Resource
 }
@@ -213,7 +267,7 @@ func (g *Registry) Find(kind resource.Kind, verb string) *Operation {
 func NewRegistry() *Registry {
 	g := &Registry{byName: map[string]*Operation{}}
 	for _, declare := range []func(*Registry){
-		places, hosts, storages, images, offerings, networks, groups, vms, nics, volumes, tasks, system,
+		places, hosts, storages, images, offerings, networks, groups, vms, nics, volumes, tasks, accounts, users, sessions, shares, enrolments, system,
 	} {
 		declare(g)
 	}
@@ -222,6 +276,14 @@ func NewRegistry() *Registry {
 
 func (g *Registry) add(o *Operation) {
 	o.Params = paramsOf(o.params)
+	for i := range o.Params {
+		if p := &o.Params[i]; p.Name == "id" && p.Arg == 1 {
+			p.Main = true
+			if p.Ref == "" && resource.New(o.Kind) != nil {
+				p.Ref, p.TypeName = o.Kind, string(o.Kind)
+			}
+		}
+	}
 	for _, name := range append([]string{o.Verb}, o.Aliases...) {
 		key := string(o.Kind) + "." + name
 		if g.byName[key] != nil {
@@ -246,7 +308,23 @@ func writes[P any](g *Registry, o Operation, run func(tx resource.Tx, p *P) (Out
 		o.Class = Write
 	}
 	o.Result = ResultReply
-	o.write = func(tx resource.Tx, p any) (Outcome, error) { return run(tx, p.(*P)) }
+	o.write = func(tx resource.Tx, p, _ any) (Outcome, error) { return run(tx, p.(*P)) }
+	g.add(&o)
+}
+
+// writesPrepared is writes for an operation with a part that is done before the transaction.
+func writesPrepared[P, Q any](g *Registry, o Operation, prepare func(ctx context.Context, env *Env, r resource.Reader, who access.Principal, p *P) (Q, error),
+	run func(tx resource.Tx, p *P, prepared Q) (Outcome, error),
+) {
+	o.params = reflect.TypeFor[P]()
+	if o.Class == "" {
+		o.Class = Write
+	}
+	o.Result = ResultReply
+	o.prepare = func(ctx context.Context, env *Env, r resource.Reader, who access.Principal, p any) (any, error) {
+		return prepare(ctx, env, r, who, p.(*P))
+	}
+	o.write = func(tx resource.Tx, p, prepared any) (Outcome, error) { return run(tx, p.(*P), prepared.(Q)) }
 	g.add(&o)
 }
 
@@ -258,10 +336,28 @@ type Env struct {
 	Version, Name string
 	// Registry is where schemas come from.
 	Registry *Registry
-	// HostJWT signs the credential of a host for its public key.
-	HostJWT func(hostID, publicKey string) (string, error)
+	// HostJWT signs the credential of a host for its public key, SessionJWT that of a session.
+	HostJWT    func(hostID, publicKey string) (jwt string, expires time.Time, err error)
+	SessionJWT func(s *resource.Session) (string, error)
+	// Passwords hashes and checks passwords.
+	Passwords Passwords
+	// SessionTime is how long a session lasts without being renewed.
+	SessionTime time.Duration
+	// Door is where hosts come in: the servers' addresses, the pin of their certificates, and the certificates (PEM) that theirs are
+	// signed by.
+	Door func() (urls []string, pin, ca string)
+	// caller is who asks, and whole everything there is; the service sets them for each call.
+	caller access.Principal
+	whole  resource.Reader
 	// ImageProgress is how far an image's download is, if one is running.
 	ImageProgress func(id string) (percent int, ok bool)
+}
+
+// Passwords hashes and checks passwords. A hash is sealed, so that it may be recorded where others can read. Both take time and
+// memory on purpose, and wait for their turn until ctx ends.
+type Passwords interface {
+	Hash(ctx context.Context, plain string) (sealed string, err error)
+	Check(ctx context.Context, sealed, plain string) (bool, error)
 }
 
 // meta are the parameters of everything that is created.
@@ -272,7 +368,7 @@ type meta struct {
 }
 
 func (m meta) base(tx resource.Tx) resource.Meta {
-	return resource.Meta{Name: m.Name, Description: m.Description, Tags: m.Tags, Owner: tx.Request().Caller}
+	return resource.Meta{Name: m.Name, Description: m.Description, Tags: m.Tags, Owner: tx.Request().Owner()}
 }
 
 // metaChange are the parameters of everything that is updated.

@@ -34,6 +34,8 @@ func noun(kind resource.Kind) string {
 		return "L3 network"
 	case resource.KindIPRange:
 		return "IP range"
+	case resource.KindHostToken:
+		return "join token"
 	case resource.KindSecGroup:
 		return "security group"
 	case resource.KindSecRule:
@@ -69,7 +71,7 @@ func readable(g *Registry, kind resource.Kind, where string, columns ...Column) 
 		Kind: kind, Verb: "get", Aliases: []string{"show"}, Result: ResultOne, Columns: columns,
 		Summary: "Show " + article(kind),
 		Help:    "Its fields, its status as it stands now, and the names of what it refers to.",
-		Example: fmt.Sprintf("shoalctl %s get NAME -o yaml", kind),
+		Example: fmt.Sprintf("shoalctl %s get NAME -o yaml", Command(kind)),
 	}, func(env *Env, r resource.Reader, p *getParams) (any, error) {
 		id, err := lookup(r, "id", kind, p.ID)
 		if err != nil {
@@ -82,7 +84,7 @@ func readable(g *Registry, kind resource.Kind, where string, columns ...Column) 
 		Summary: fmt.Sprintf("List and query %s", plural(noun(kind))),
 		Help: "Conditions may name any field, also those of the status (status.state=Running) and of related resources (host.name=h1, nic.ip=10.0.0.5); " +
 			"relations follow a field like host_id as host, and lead back as the kind of those that refer to it.",
-		Example: fmt.Sprintf("shoalctl %s list\nshoalctl %s list --where %s --sort name -o wide", kind, kind, where),
+		Example: fmt.Sprintf("shoalctl %s list\nshoalctl %s list --where %s --sort name -o wide", Command(kind), Command(kind), where),
 	}, func(env *Env, r resource.Reader, p *listParams) (any, error) { return list(env, r, kind, p) })
 }
 
@@ -99,12 +101,12 @@ type deleteParams struct {
 }
 
 // deletable declares delete of a kind.
-func deletable(g *Registry, kind resource.Kind, help string) {
+func deletable(g *Registry, kind resource.Kind, help string, paths ...string) {
 	writes(g, Operation{
-		Kind: kind, Verb: "delete", Aliases: []string{"rm"}, Class: Dangerous, Task: kindOnHosts(kind),
+		Kind: kind, Verb: "delete", Aliases: []string{"rm"}, Class: Dangerous, Task: kindOnHosts(kind) || kind == resource.KindAccount, Paths: paths,
 		Summary: "Delete " + article(kind),
 		Help:    strings.TrimSpace("Refused while anything belongs to it, unless --cascade is given; --dry-run shows all that would go. " + help),
-		Example: fmt.Sprintf("shoalctl %s delete NAME --dry-run", kind),
+		Example: fmt.Sprintf("shoalctl %s delete NAME --dry-run", Command(kind)),
 	}, func(tx resource.Tx, p *deleteParams) (Outcome, error) {
 		id, err := lookup(tx, "id", kind, p.ID)
 		if err != nil {
@@ -118,7 +120,8 @@ func deletable(g *Registry, kind resource.Kind, help string) {
 // kindOnHosts reports whether changes of resources of a kind show on hosts.
 func kindOnHosts(kind resource.Kind) bool {
 	switch kind {
-	case resource.KindZone, resource.KindOffering, resource.KindDiskOffering, resource.KindHost, resource.KindImage:
+	case resource.KindZone, resource.KindOffering, resource.KindDiskOffering, resource.KindHost, resource.KindImage,
+		resource.KindAccount, resource.KindPolicy, resource.KindGroup, resource.KindUser, resource.KindSession, resource.KindHostToken, resource.KindEnrolment:
 		return false
 	default:
 		return true

@@ -84,13 +84,13 @@ func offerings(g *Registry) {
 
 // networkOptions ask for a NIC.
 type networkOptions struct {
-	L3        string     `json:"l3" bare:"true" ref:"l3" required:"true" help:"L3 network"`
+	L3        string     `json:"l3" bare:"true" ref:"l3" use:"true" required:"true" help:"L3 network"`
 	IP        netip.Addr `json:"ip,omitzero" help:"address; chosen where not given"`
 	MAC       string     `json:"mac,omitempty" help:"MAC; chosen where not given"`
 	Model     string     `json:"model,omitempty" enum:"virtio|e1000|rtl8139" help:"device model (virtio)"`
 	Default   bool       `json:"default,omitempty" help:"make it the VM's default NIC"`
 	AntiSpoof bool       `json:"anti_spoof,omitempty" help:"let pass nothing but its own MAC and address"`
-	Groups    []string   `json:"secgroups,omitempty" ref:"secgroup" help:"security group of this NIC"`
+	Groups    []string   `json:"secgroups,omitempty" ref:"secgroup" use:"true" help:"security group of this NIC"`
 }
 
 func (n networkOptions) spec(groups []string) plan.NICSpec {
@@ -101,9 +101,9 @@ func (n networkOptions) spec(groups []string) plan.NICSpec {
 // diskOptions ask for a data volume.
 type diskOptions struct {
 	Size     Size   `json:"size,omitempty" bare:"true" help:"size, or that of the disk offering"`
-	Offering string `json:"offering,omitempty" ref:"diskoffering" help:"disk offering"`
+	Offering string `json:"offering,omitempty" ref:"diskoffering" use:"true" help:"disk offering"`
 	Name     string `json:"name,omitempty" help:"name"`
-	Storage  string `json:"storage,omitempty" ref:"storage" help:"primary storage"`
+	Storage  string `json:"storage,omitempty" ref:"storage" use:"true" help:"primary storage"`
 	Format   string `json:"format,omitempty" enum:"qcow2|raw" help:"format (qcow2)"`
 }
 
@@ -113,21 +113,21 @@ func (d diskOptions) spec(owner string) plan.VolumeSpec {
 
 type vmCreate struct {
 	meta
-	Image        string           `json:"image,omitempty" short:"i" ref:"image" help:"image that its root volume starts from"`
-	Offering     string           `json:"offering,omitempty" ref:"offering" help:"instance offering, or --cpu and --memory"`
+	Image        string           `json:"image,omitempty" short:"i" ref:"image" use:"true" help:"image that its root volume starts from"`
+	Offering     string           `json:"offering,omitempty" ref:"offering" use:"true" help:"instance offering, or --cpu and --memory"`
 	CPUs         int              `json:"cpus,omitempty" flag:"cpu" help:"number of virtual processors"`
 	Memory       Size             `json:"memory,omitempty" help:"memory, such as 512MiB"`
 	Strategy     string           `json:"strategy,omitempty" enum:"fewest-vms|most-free" help:"how a host is picked among those that fit"`
 	Networks     []networkOptions `json:"networks,omitempty" short:"n" flag:"network" help:"L3 network of a NIC, with options: net1,ip=10.1.0.5,mac=52:54:00:00:00:05,default"`
-	SecGroups    []string         `json:"secgroups,omitempty" flag:"secgroup" ref:"secgroup" help:"security group of all its NICs"`
+	SecGroups    []string         `json:"secgroups,omitempty" flag:"secgroup" ref:"secgroup" use:"true" help:"security group of all its NICs"`
 	Disks        []diskOptions    `json:"disks,omitempty" flag:"disk" help:"data volume, with options: 10GiB,name=data or offering=d10,storage=nfs"`
 	RootSize     Size             `json:"root_size,omitempty" help:"size of the root volume; the image's where not given"`
-	RootOffering string           `json:"root_offering,omitempty" ref:"diskoffering" help:"disk offering of the root volume"`
+	RootOffering string           `json:"root_offering,omitempty" ref:"diskoffering" use:"true" help:"disk offering of the root volume"`
 	Diskless     bool             `json:"diskless,omitempty" help:"make no root volume"`
-	Storage      string           `json:"storage,omitempty" ref:"storage" help:"primary storage of the root volume; chosen where not given"`
-	Host         string           `json:"host,omitempty" ref:"host" help:"host to run on; chosen where not given"`
-	Cluster      string           `json:"cluster,omitempty" ref:"cluster" help:"cluster to run in"`
-	Zone         string           `json:"zone,omitempty" ref:"zone" help:"zone to run in"`
+	Storage      string           `json:"storage,omitempty" ref:"storage" use:"true" help:"primary storage of the root volume; chosen where not given"`
+	Host         string           `json:"host,omitempty" ref:"host" use:"true" help:"host to run on; chosen where not given"`
+	Cluster      string           `json:"cluster,omitempty" ref:"cluster" use:"true" help:"cluster to run in"`
+	Zone         string           `json:"zone,omitempty" ref:"zone" use:"true" help:"zone to run in"`
 	Hostname     string           `json:"hostname,omitempty" help:"host name that the guest is told by DHCP"`
 	Machine      string           `json:"machine,omitempty" enum:"pc|q35" help:"machine type"`
 	CPUMode      string           `json:"cpu_mode,omitempty" enum:"none|host-model|host-passthrough" help:"model of the virtual processors"`
@@ -153,7 +153,7 @@ func (p *vmCreate) specs(tx resource.Tx) ([]plan.VMSpec, error) {
 	if err != nil {
 		return nil, err
 	}
-	owner := tx.Request().Caller
+	owner := tx.Request().Owner()
 	spec := plan.VMSpec{
 		Name: p.Name, Description: p.Description, Owner: owner, Tags: p.Tags, ZoneID: p.Zone, ClusterID: p.Cluster, HostID: p.Host,
 		OfferingID: p.Offering, CPUs: p.CPUs, MemoryMiB: mib, Strategy: resource.AllocationStrategy(p.Strategy), ImageID: p.Image,
@@ -251,7 +251,7 @@ func vms(g *Registry) {
 		})
 	type vmStart struct {
 		ID   string `json:"id" arg:"1" required:"true" ref:"vm" help:"id or unique name"`
-		Host string `json:"host,omitempty" ref:"host" help:"host to start on; chosen where not given"`
+		Host string `json:"host,omitempty" ref:"host" use:"true" help:"host to start on; chosen where not given"`
 	}
 	writes(g, Operation{
 		Kind: resource.KindVM, Verb: "start", Task: true, Summary: "Start a VM",
@@ -326,11 +326,11 @@ func volumes(g *Registry) {
 		Column{Title: "FORMAT", Path: "format", Wide: true}, Column{Title: "FAULT", Path: "status.fault.message", Wide: true}, age(), idColumn())
 	type volumeCreate struct {
 		meta
-		Zone         string `json:"zone,omitempty" ref:"zone" help:"zone that it is in"`
+		Zone         string `json:"zone,omitempty" ref:"zone" use:"true" help:"zone that it is in"`
 		Size         Size   `json:"size,omitempty" help:"size, such as 10GiB, or --diskoffering"`
-		DiskOffering string `json:"diskoffering,omitempty" ref:"diskoffering" help:"disk offering"`
-		Storage      string `json:"storage,omitempty" ref:"storage" help:"primary storage; chosen at the first attachment where not given"`
-		Host         string `json:"host,omitempty" ref:"host" help:"host, with a local storage"`
+		DiskOffering string `json:"diskoffering,omitempty" ref:"diskoffering" use:"true" help:"disk offering"`
+		Storage      string `json:"storage,omitempty" ref:"storage" use:"true" help:"primary storage; chosen at the first attachment where not given"`
+		Host         string `json:"host,omitempty" ref:"host" use:"true" help:"host, with a local storage"`
 		Format       string `json:"format,omitempty" enum:"qcow2|raw" help:"format (qcow2)"`
 	}
 	writes(g, Operation{
@@ -339,7 +339,7 @@ func volumes(g *Registry) {
 		Example: "shoalctl volume create data --zone z1 --size 10GiB",
 	}, func(tx resource.Tx, p *volumeCreate) (Outcome, error) {
 		return did(plan.CreateVolume(tx, plan.VolumeSpec{
-			Name: p.Name, Description: p.Description, Owner: tx.Request().Caller, Tags: p.Tags, ZoneID: p.Zone, Bytes: uint64(p.Size),
+			Name: p.Name, Description: p.Description, Owner: tx.Request().Owner(), Tags: p.Tags, ZoneID: p.Zone, Bytes: uint64(p.Size),
 			DiskOfferingID: p.DiskOffering, StorageID: p.Storage, HostID: p.Host, Format: desired.Format(p.Format),
 		}))
 	})
@@ -414,8 +414,8 @@ func nics(g *Registry) {
 	})
 	type nicGroups struct {
 		ID     string   `json:"id" arg:"1" required:"true" ref:"nic" help:"id or unique name"`
-		Add    []string `json:"add,omitempty" ref:"secgroup" help:"security group to enter"`
-		Remove []string `json:"remove,omitempty" ref:"secgroup" help:"security group to leave"`
+		Add    []string `json:"add,omitempty" ref:"secgroup" use:"true" help:"security group to enter"`
+		Remove []string `json:"remove,omitempty" ref:"secgroup" use:"true" help:"security group to leave"`
 	}
 	writes(g, Operation{
 		Kind: resource.KindNIC, Verb: "set-groups", Task: true, Summary: "Change the security groups of a NIC", Help: "It acts at once on running VMs.",
@@ -437,11 +437,11 @@ func nics(g *Registry) {
 
 // networkOptionsFlat are the same as networkOptions, as parameters of their own.
 type networkOptionsFlat struct {
-	Network   string     `json:"network" ref:"l3" short:"n" required:"true" help:"L3 network"`
+	Network   string     `json:"network" ref:"l3" use:"true" short:"n" required:"true" help:"L3 network"`
 	IP        netip.Addr `json:"ip,omitzero" help:"address; chosen where not given"`
 	MAC       string     `json:"mac,omitempty" help:"MAC; chosen where not given"`
 	Model     string     `json:"model,omitempty" enum:"virtio|e1000|rtl8139" help:"device model (virtio)"`
 	Default   bool       `json:"default,omitempty" help:"make it the VM's default NIC"`
 	AntiSpoof bool       `json:"anti_spoof,omitempty" help:"let pass nothing but its own MAC and address"`
-	SecGroups []string   `json:"secgroups,omitempty" flag:"secgroup" ref:"secgroup" help:"security group"`
+	SecGroups []string   `json:"secgroups,omitempty" flag:"secgroup" ref:"secgroup" use:"true" help:"security group"`
 }

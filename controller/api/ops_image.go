@@ -29,6 +29,11 @@ func images(g *Registry) {
 		if err := checkImageURL(p.URL); err != nil {
 			return Outcome{}, err
 		}
+		if strings.HasPrefix(p.URL, "file:") && !tx.Request().Admin {
+			e := resource.Invalid("url", "only the admin account may add images from files of the controller")
+			e.Code = resource.CodeForbidden
+			return Outcome{}, e.WithRemedy("give an http:// or https:// URL")
+		}
 		if p.Checksum != "" {
 			digits, ok := strings.CutPrefix(p.Checksum, "sha256:")
 			if b, err := hex.DecodeString(digits); !ok || err != nil || len(b) != 32 {

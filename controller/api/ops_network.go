@@ -127,14 +127,14 @@ func l2s(g *Registry) {
 		Column{Title: "POOL", Path: "names.pool_id", Wide: true}, age(), idColumn())
 	type l2Create struct {
 		meta
-		Zone     string   `json:"zone" ref:"zone" required:"true" help:"zone that it is in"`
+		Zone     string   `json:"zone,omitempty" ref:"zone" use:"true" help:"zone that it is in; with type vxlan the pool's"`
 		Type     string   `json:"type" required:"true" enum:"novlan|vlan|vxlan" help:"novlan: on a device as it is; vlan: tagged on a device; vxlan: tunnels between the hosts"`
-		Device   string   `json:"device,omitempty" help:"network device of the hosts, with types novlan and vlan"`
-		Bridge   string   `json:"bridge,omitempty" help:"existing bridge of the hosts, used as it is, with type novlan"`
-		VLAN     int      `json:"vlan,omitempty" help:"VLAN id within 1-4094, with type vlan"`
-		Pool     string   `json:"pool,omitempty" ref:"vxlanpool" help:"VXLAN pool, with type vxlan"`
+		Device   string   `json:"device,omitempty" admin:"true" help:"network device of the hosts, with types novlan and vlan"`
+		Bridge   string   `json:"bridge,omitempty" admin:"true" help:"existing bridge of the hosts, used as it is, with type novlan"`
+		VLAN     int      `json:"vlan,omitempty" admin:"true" help:"VLAN id within 1-4094, with type vlan"`
+		Pool     string   `json:"pool,omitempty" ref:"vxlanpool" use:"true" help:"VXLAN pool, with type vxlan"`
 		VNI      int      `json:"vni,omitempty" help:"VXLAN network identifier, with type vxlan; chosen from the pool where not given"`
-		Clusters []string `json:"clusters,omitempty" flag:"cluster" ref:"cluster" help:"cluster to attach it to; with type vxlan they are the pool's"`
+		Clusters []string `json:"clusters,omitempty" flag:"cluster" ref:"cluster" use:"true" help:"cluster to attach it to; with type vxlan they are the pool's"`
 	}
 	writes(g, Operation{
 		Kind: resource.KindL2, Verb: "create", Task: true, Summary: "Create an L2 network", Help: "A bridge on every host that needs it.",
@@ -142,6 +142,13 @@ func l2s(g *Registry) {
 	}, func(tx resource.Tx, p *l2Create) (Outcome, error) {
 		if p.VNI < 0 {
 			return Outcome{}, resource.Invalid("vni", "%d is not within 1..%d", p.VNI, resource.MaxVNI)
+		}
+		if p.Zone == "" {
+			pool, ok := resource.Find[*resource.VXLANPool](tx, p.Pool)
+			if !ok {
+				return Outcome{}, resource.Invalid("zone", "must be given")
+			}
+			p.Zone = pool.ZoneID
 		}
 		out, err := did(plan.CreateL2(tx, &resource.L2{
 			Meta: p.base(tx), ZoneID: p.Zone, Type: resource.L2Type(p.Type), Device: p.Device, Bridge: p.Bridge, VLAN: p.VLAN, PoolID: p.Pool, VNI: p.VNI,
@@ -171,7 +178,7 @@ func l3s(g *Registry) {
 		Column{Title: "DOMAIN", Path: "domain", Wide: true}, Column{Title: "DHCP SERVER", Path: "dhcp_server", Wide: true}, age(), idColumn())
 	type l3Create struct {
 		meta
-		L2       string       `json:"l2" ref:"l2" required:"true" help:"L2 network that it is on"`
+		L2       string       `json:"l2" ref:"l2" use:"true" required:"true" help:"L2 network that it is on"`
 		Category string       `json:"category,omitempty" enum:"public|private|system" help:"what it is for (private)"`
 		DNS      []netip.Addr `json:"dns,omitempty" help:"DNS server that guests are told"`
 		Domain   string       `json:"domain,omitempty" help:"domain that guests are told"`
@@ -184,6 +191,11 @@ func l3s(g *Registry) {
 		Example: "shoalctl l3 create net1 --l2 l2a --dns 9.9.9.9 --domain example.org",
 	}, func(tx resource.Tx, p *l3Create) (Outcome, error) {
 		l3 := &resource.L3{Meta: p.base(tx), L2ID: p.L2, Category: resource.CategoryPrivate, DNS: p.DNS, Domain: p.Domain, MTU: p.MTU, NoDHCP: p.NoDHCP}
+		if p.Category != "" && p.Category != string(resource.CategoryPrivate) && !tx.Request().Admin {
+			e := resource.Invalid("category", "only the admin account may make networks that are not private")
+			e.Code = resource.CodeForbidden
+			return Outcome{}, e
+		}
 		if p.Category != "" {
 			l3.Category = resource.Category(p.Category)
 		}
@@ -301,7 +313,7 @@ func groups(g *Registry) {
 		Protocol    string       `json:"protocol" required:"true" enum:"all|tcp|udp|icmp" help:"protocol"`
 		Port        span         `json:"port,omitzero" help:"destination port or range of them, such as 80 or 8000-8099, with tcp and udp; all where not given"`
 		CIDR        netip.Prefix `json:"cidr,omitzero" help:"addresses of the other side; any where not given"`
-		Remote      string       `json:"remote,omitempty" ref:"secgroup" help:"security group that the other side must be in"`
+		Remote      string       `json:"remote,omitempty" ref:"secgroup" use:"true" help:"security group that the other side must be in"`
 	}
 	writes(g, Operation{
 		Kind: resource.KindSecRule, Verb: "create", Aliases: []string{"add"}, Task: true, Summary: "Add a rule to a security group",

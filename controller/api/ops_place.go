@@ -88,8 +88,8 @@ func hosts(g *Registry) {
 		PublicKey string `json:"public_key" required:"true" help:"public part of the agent's user nkey (U...); shoalctl makes the key where it is not given"`
 	}
 	writes(g, Operation{
-		Kind: resource.KindHost, Verb: "create", Aliases: []string{"add"}, Summary: "Add a host",
-		Help: "The key of the host's agent is made by shoalctl; only its public part travels. The answer holds the signed credential, which --creds-out " +
+		Kind: resource.KindHost, Verb: "create", Aliases: []string{"add"}, Summary: "Add a host by hand",
+		Help: "Hosts come in by themselves with a token (shoalctl host token create); this is for those that can't. The key of the host's agent is made by shoalctl; only its public part travels. The answer holds the signed credential, which --creds-out " +
 			"writes to a file together with the key: bring that file to the host and start the agent with it.",
 		Example: "shoalctl host add h1 --cluster c1 --creds-out h1.creds", after: issueJWT,
 	}, func(tx resource.Tx, p *hostCreate) (Outcome, error) {
@@ -109,15 +109,7 @@ func hosts(g *Registry) {
 		if err != nil {
 			return Outcome{}, err
 		}
-		old, err := resource.Get[*resource.Host](tx, id)
-		if err != nil {
-			return Outcome{}, err
-		}
-		// Not by plan.Update, for which a host's key is what it is: only this operation may change it, because whoever
-		// leads revokes the old one then.
-		h := resource.Copy(old)
-		h.PublicKey = p.PublicKey
-		return did(h, tx.Put(h))
+		return did(plan.RekeyHost(tx, id, p.PublicKey))
 	})
 	type hostUpdate struct {
 		getParams
@@ -127,7 +119,7 @@ func hosts(g *Registry) {
 	updatable(g, "h1 --description 'rack 4'", "", func(p *hostUpdate) (string, metaChange) { return p.ID, p.metaChange },
 		func(_ resource.Tx, p *hostUpdate, h *resource.Host) error { set(&h.Shrink, p.Shrink); return nil })
 	switchable(g, "VMs that run on it go on.", func(h *resource.Host) *resource.State { return &h.State }, nil)
-	deletable(g, resource.KindHost, "Its records go, its data stays where it is. Its credentials stop working.")
+	deletable(g, resource.KindHost, "Its records go, its data stays where it is. Its credentials stop working at once, which cuts its agent off.", "host remove")
 }
 
 // issueJWT signs the credential of the host that the reply is about.
@@ -136,12 +128,9 @@ func issueJWT(env *Env, _ resource.Reader, _ any, reply *Reply) error {
 	if !ok || env.HostJWT == nil || reply.DryRun {
 		return nil
 	}
-	jwt, err := env.HostJWT(h.ID, h.PublicKey)
-	if err != nil {
-		return err
-	}
-	reply.JWT = jwt
-	return nil
+	var err error
+	reply.JWT, reply.Expires, err = env.HostJWT(h.ID, h.PublicKey)
+	return err
 }
 
 func storages(g *Registry) {

@@ -26,7 +26,7 @@ func system(g *Registry) {
 			Seq          uint64                `json:"seq"`
 			PublishedSeq uint64                `json:"published_seq"`
 			Resources    map[resource.Kind]int `json:"resources"`
-		}{env.Name, env.Version, r.Seq(), r.Observed().PublishedSeq(), counts}, nil
+		}{env.Name, env.Version, r.Seq(), env.whole.Observed().PublishedSeq(), counts}, nil
 	})
 	type schemaParams struct {
 		Kind string `json:"kind,omitempty" arg:"1" help:"kind whose operations to show; all where not given"`

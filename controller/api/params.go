@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 
+	"shoal/controller/access"
 	"shoal/controller/resource"
 )
 
@@ -22,7 +23,13 @@ import (
 //	help      what it means, one line; mandatory
 //	arg       place among the positional arguments of the command, from 1
 //	required  "true": it must be given
-//	ref       the kind that it names, by id or by unique name
+//	ref       the kind that it names, by id or by unique name, among what the caller sees. The parameter "id" in the first place names
+//	          what the operation is about, of its own kind where no other is given
+//	use       "true": the operation uses what the parameter names; otherwise a write is taken to change it, which only its
+//	          owner may
+//	blind     "true": it is named by its id, and need not be seen by the caller
+//	admin     "true": only the admin account may give it
+//	secret    "true": it is recorded nowhere, and shoalctl does not take it from the command line
 //	enum      the values it may have, separated by "|"
 //	short     one letter for the command's flag
 //	split     "true": on the command line one text may hold several entries of the list, separated by commas
@@ -39,6 +46,8 @@ type Param struct {
 	Ref      resource.Kind
 	Enum     []string
 	Bare     bool
+	// Use, Blind, Admin and Secret are the tags of these names; Main marks what the operation is about.
+	Use, Blind, Admin, Secret, Main bool
 	// Split is set for a list of which one text may hold several entries.
 	Split bool
 	// List is set for a parameter that may be given several times.
@@ -74,6 +83,7 @@ func paramsOf(t reflect.Type) []Param {
 		p := Param{
 			Name: name, Flag: strings.ReplaceAll(name, "_", "-"), Short: f.Tag.Get("short"), Help: f.Tag.Get("help"), Required: f.Tag.Get("required") == "true",
 			Ref: resource.Kind(f.Tag.Get("ref")), Bare: f.Tag.Get("bare") == "true", Split: f.Tag.Get("split") == "true", index: f.Index,
+			Use: f.Tag.Get("use") == "true", Blind: f.Tag.Get("blind") == "true", Admin: f.Tag.Get("admin") == "true", Secret: f.Tag.Get("secret") == "true",
 		}
 		if s := f.Tag.Get("flag"); s != "" {
 			p.Flag = s
@@ -448,10 +458,19 @@ func (p Param) setOptions(path string, v reflect.Value, text string) error {
 	return checkRequired(path, p.Fields, v)
 }
 
-// resolve replaces names by ids in every parameter that names a resource.
-func resolve(r resource.Reader, path string, params []Param, v reflect.Value) error {
+// readers are what a caller sees, and everything.
+type readers struct{ seen, full resource.Reader }
+
+// resolve replaces names by ids in every parameter that names a resource, and gives these. A parameter that the caller may not give
+// is refused.
+func resolve(r readers, path string, params []Param, v reflect.Value, admin bool) (targets []access.Target, err error) {
 	for _, p := range params {
 		f := v.FieldByIndex(p.index)
+		if p.Admin && !admin && !f.IsZero() {
+			e := resource.Invalid(join(path, p.Name), "may be given by the admin account only")
+			e.Code = resource.CodeForbidden
+			return nil, e.WithRemedy("leave it out, or ask an administrator")
+		}
 		if f.Kind() == reflect.Pointer {
 			if f.IsNil() {
 				continue
@@ -471,23 +490,73 @@ func resolve(r resource.Reader, path string, params []Param, v reflect.Value) er
 				at = fmt.Sprintf("%s[%d]", at, i)
 			}
 			if len(p.Fields) > 0 {
-				if err := resolve(r, at, p.Fields, item); err != nil {
-					return err
+				inner, err := resolve(r, at, p.Fields, item, admin)
+				if err != nil {
+					return nil, err
 				}
+				targets = append(targets, inner...)
 				continue
 			}
 			if p.Ref == "" || item.String() == "" && !p.List {
 				continue
 			}
-			id, err := lookup(r, at, p.Ref, item.String())
+			if p.Blind && !admin {
+				continue // whoever was told the id has it; nobody learns here whether there is such a resource
+			}
+			id, err := lookup(r.seen, at, p.Ref, item.String())
 			if err != nil {
-				return err
+				return nil, err
 			}
 			item.SetString(id)
+			targets = append(targets, access.Target{Field: at, Resource: r.full.Get(p.Ref, id), Use: p.Use, Main: p.Main})
 		}
 	}
-	return nil
+	return targets, nil
 }
+
+// masked stands for a secret where a request is recorded.
+const masked = "***"
+
+// mask is a request's body without its secrets, as it is recorded. A body that can't be read is left out whole.
+func mask(body []byte, params []Param) json.RawMessage {
+	if len(bytes.TrimSpace(body)) == 0 {
+		return nil
+	}
+	if !slices.ContainsFunc(params, hasSecret) {
+		return json.RawMessage(body)
+	}
+	names, values, err := members("request", body)
+	if err != nil {
+		return nil
+	}
+	b := bytes.NewBufferString("{")
+	for _, name := range names {
+		j := slices.IndexFunc(params, func(p Param) bool { return p.Name == name })
+		if j < 0 {
+			continue // unknown: it was refused
+		}
+		value := values[name]
+		switch p := params[j]; {
+		case p.Secret, p.List && hasSecret(p):
+			value = json.RawMessage(strconv.Quote(masked))
+		case hasSecret(p):
+			value = mask(value, p.Fields)
+		}
+		if value == nil {
+			continue
+		}
+		if b.Len() > 1 {
+			b.WriteByte(',')
+		}
+		b.WriteString(strconv.Quote(name)) // the name of a parameter needs no escaping
+		b.WriteByte(':')
+		b.Write(value)
+	}
+	b.WriteByte('}')
+	return b.Bytes()
+}
+
+func hasSecret(p Param) bool { return p.Secret || slices.ContainsFunc(p.Fields, hasSecret) }
 
 // maxCandidates is how many candidates an error names.
 const maxCandidates = 8

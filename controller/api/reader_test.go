@@ -23,6 +23,9 @@ func (emptyReader) Named(resource.Kind, string) iter.Seq[resource.Resource] {
 func (emptyReader) Referrers(_, _ resource.Kind, _ string) iter.Seq[resource.Resource] {
 	return none[resource.Resource]
 }
+func (emptyReader) Owned(resource.Kind, string) iter.Seq[resource.Resource] {
+	return none[resource.Resource]
+}
 func (emptyReader) Holder(string) resource.Resource                   { return nil }
 func (emptyReader) HoldersFrom(string, string) iter.Seq[string]       { return none[string] }
 func (e emptyReader) Observed() resource.Observed                     { return e }

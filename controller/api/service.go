@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go/micro"
 	"github.com/rs/zerolog"
 
+	"shoal/controller/access"
 	"shoal/controller/plan"
 	"shoal/controller/resource"
 	"shoal/controller/store"
@@ -34,6 +35,13 @@ type Config struct {
 	Store Store
 	Conn  *nats.Conn
 	Env   Env
+	// Roles tell who signed a caller's credentials, by the public key of the signer.
+	Roles map[string]Role
+	// UserAccount is the NATS account of people and programs, AgentAccount that of agents, GuestAccount that of those without
+	// credentials: a request must come from the right one.
+	UserAccount, AgentAccount, GuestAccount string
+	// SealTo encrypts an answer to a guest's curve key, and says by which key.
+	SealTo func(box string, plain []byte) (sealed []byte, by string, err error)
 	// ImageURLs are the addresses at which a host may fetch an image, and until when.
 	ImageURLs func(id string) (urls []string, expires time.Time, err error)
 	Log       zerolog.Logger
@@ -62,6 +70,8 @@ type Service struct {
 	cfg      Config
 	registry *Registry
 	slots    chan struct{}
+	// logins and enrols slow down those who guess passwords and tokens.
+	logins, enrols *throttle
 }
 
 // New makes a service.
@@ -72,7 +82,11 @@ func New(cfg Config) *Service {
 	if cfg.Env.Now == nil {
 		cfg.Env.Now = time.Now
 	}
-	return &Service{cfg: cfg, registry: cfg.Env.Registry, slots: make(chan struct{}, maxInFlight)}
+	return &Service{
+		cfg: cfg, registry: cfg.Env.Registry, slots: make(chan struct{}, maxInFlight),
+		// A person mistypes a few times; a rack of machines may come from one address, and each asks every few seconds.
+		logins: newThrottle(time.Second, 20, 5), enrols: newThrottle(50*time.Millisecond, 200, 20),
+	}
 }
 
 // Run serves until ctx ends, then lets the requests that it has taken finish.
@@ -103,6 +117,9 @@ func (s *Service) Run(ctx context.Context) error {
 			return fmt.Errorf("register operation %s: %w", op.Name(), err)
 		}
 	}
+	if err := s.guests(work, svc, func(handle func(micro.Request)) micro.Handler { return s.concurrent(&wg, handle) }); err != nil {
+		return fmt.Errorf("register requests of guests: %w", err)
+	}
 	if s.cfg.ImageURLs != nil {
 		err := svc.AddEndpoint("agent-image-url", s.concurrent(&wg, s.answerImageURL), micro.WithEndpointSubject(subjects.AgentAPIEndpoint("image-url")),
 			micro.WithEndpointMetadata(map[string]string{"class": string(Read), "summary": "for agents: where to fetch an image"}))
@@ -130,27 +147,30 @@ func (s *Service) concurrent(wg *sync.WaitGroup, handle func(micro.Request)) mic
 	})
 }
 
-// requestInfo is what the server tells of a requester (nats-server, ClientInfo).
+// requestInfo is what the server tells of a requester (nats-server, ClientInfo). The requester can't forge it.
 type requestInfo struct {
 	Account string `json:"acc"`
-	User    string `json:"user"`
+	// User is the requester's public key, Issuer that of who signed its credentials.
+	User   string `json:"user"`
+	Issuer string `json:"issuer_key"`
+	Host   string `json:"host"`
 }
 
-// admit checks that a request came through the users' (or agents') import and that its answer goes to a requester. Without
-// that check somebody inside could aim our answer at a subject that only we may write.
-func admit(req micro.Request) error {
+// admit checks that a request came through the import of the account that it must come from, and that its answer goes to a
+// requester. Without that check somebody inside could aim our answer at a subject that only we may write.
+func admit(req micro.Request, account string) (requestInfo, error) {
 	reply := req.Reply()
 	if !strings.HasPrefix(reply, "_R_.") && !strings.HasPrefix(reply, "_INBOX") {
-		return &resource.Error{Code: resource.CodeForbidden, Message: "the reply subject is not an inbox", Remedy: "make requests with a NATS client's request function"}
+		return requestInfo{}, &resource.Error{Code: resource.CodeForbidden, Message: "the reply subject is not an inbox", Remedy: "make requests with a NATS client's request function"}
 	}
 	var info requestInfo
-	if err := json.Unmarshal([]byte(req.Headers().Get(headerRequestInfo)), &info); err != nil || info.Account == "" {
-		return &resource.Error{
+	if err := json.Unmarshal([]byte(req.Headers().Get(headerRequestInfo)), &info); err != nil || info.Account == "" || info.Account != account {
+		return requestInfo{}, &resource.Error{
 			Code: resource.CodeForbidden, Message: "the server does not vouch for the caller",
 			Remedy: "connect with the credentials of a user (account USR), not with those of the controllers",
 		}
 	}
-	return nil
+	return info, nil
 }
 
 func (s *Service) answer(ctx context.Context, op *Operation, req micro.Request) {
@@ -160,20 +180,14 @@ func (s *Service) answer(ctx context.Context, op *Operation, req micro.Request) 
 	started := s.cfg.Env.Now()
 	caller, _, _, err := subjects.ParseAPI(req.Subject())
 	var answer any
-	// A mistake in one operation must not take down the controller and all that it answers for.
-	defer func() {
-		if r := recover(); r != nil {
-			s.cfg.Log.Error().Str("op", op.Name()).Str("caller", caller).Interface("panic", r).Bytes("stack", debug.Stack()).Msg("operation panicked")
-			s.refuse(req, op.Name(), caller, &resource.Error{
-				Code: resource.CodeInternal, Message: "the controller made a mistake with this request", Remedy: "report it with the controller's log",
-			})
-		}
-	}()
+	defer s.recovered(req, op.Name(), caller)
+	var info requestInfo
 	if err == nil {
-		err = admit(req)
+		info, err = admit(req, s.cfg.UserAccount)
 	}
 	if err == nil {
-		answer, err = s.Call(ctx, op, caller, req.Headers().Get(HeaderRequestID), req.Data())
+		who := Caller{Token: caller, Key: info.User, Issuer: info.Issuer, From: info.Host}
+		answer, err = s.Call(ctx, op, who, req.Headers().Get(HeaderRequestID), req.Data())
 	}
 	if err != nil {
 		s.refuse(req, op.Name(), caller, err)
@@ -194,6 +208,19 @@ func (s *Service) answer(ctx context.Context, op *Operation, req micro.Request) 
 	}
 }
 
+// recovered answers a request that the controller panicked at: a mistake in one operation must not take down the controller and all
+// that it answers for. It is to be deferred.
+func (s *Service) recovered(req micro.Request, op, caller string) {
+	r := recover()
+	if r == nil {
+		return
+	}
+	s.cfg.Log.Error().Str("op", op).Str("caller", caller).Interface("panic", r).Bytes("stack", debug.Stack()).Msg("operation panicked")
+	s.refuse(req, op, caller, &resource.Error{
+		Code: resource.CodeInternal, Message: "the controller made a mistake with this request", Remedy: "report it with the controller's log",
+	})
+}
+
 // send publishes an answer. It does not go through micro.Request, which may be used on micro's own goroutine only.
 func (s *Service) send(req micro.Request, m *nats.Msg) {
 	m.Subject = req.Reply()
@@ -203,16 +230,7 @@ func (s *Service) send(req micro.Request, m *nats.Msg) {
 }
 
 func (s *Service) refuse(req micro.Request, op, caller string, err error) {
-	var e *resource.Error
-	if !errors.As(err, &e) {
-		code := resource.CodeInternal
-		remedy := "repeat it with the same request id; if it happens again, read the controller's log"
-		if errors.Is(err, context.DeadlineExceeded) {
-			remedy = "the journal did not answer in time; repeat it with the same request id"
-		}
-		e = &resource.Error{Code: code, Message: err.Error(), Remedy: remedy}
-		s.cfg.Log.Error().Err(err).Str("op", op).Str("caller", caller).Msg("request failed")
-	}
+	e := s.refusal(op, caller, err)
 	body, encodeErr := json.Marshal(e)
 	if encodeErr != nil {
 		body = []byte(`{"code":"internal","message":"the error could not be encoded"}`)
@@ -232,19 +250,36 @@ func (s *Service) refuse(req micro.Request, op, caller string, err error) {
 }
 
 // Call does what a request asks for. It is what the endpoints call, without NATS.
-func (s *Service) Call(ctx context.Context, op *Operation, caller, requestID string, body []byte) (any, error) {
+func (s *Service) Call(ctx context.Context, op *Operation, caller Caller, requestID string, body []byte) (any, error) {
+	answer, err := s.call(ctx, op, caller, requestID, body)
+	if e, ok := errors.AsType[*resource.Error](err); ok {
+		// An error names nothing that the caller does not see, either.
+		view := s.cfg.Store.View()
+		if who, unknown := s.principal(view, caller); unknown == nil {
+			return nil, access.Hide(view, who, e)
+		}
+	}
+	return answer, err
+}
+
+func (s *Service) call(ctx context.Context, op *Operation, caller Caller, requestID string, body []byte) (any, error) {
+	full := s.cfg.Store.View()
+	who, err := s.principal(full, caller)
+	if err != nil {
+		return nil, err
+	}
 	// Decoded here once, so that a wrong request costs nothing; and again in every run of the transaction, which
 	// resolves names in place.
 	params, common, err := op.Decode(body)
 	if err != nil {
 		return nil, err
 	}
+	seen := access.View(full, who)
+	if err := op.authorise(full, seen, who, params); err != nil {
+		return nil, err
+	}
 	if op.read != nil {
-		r := s.cfg.Store.View()
-		if err := op.resolve(r, params); err != nil {
-			return nil, err
-		}
-		return op.read(&s.cfg.Env, r, params)
+		return op.read(s.env(full, who), seen, params)
 	}
 	if common.Request != "" {
 		requestID = common.Request
@@ -255,33 +290,64 @@ func (s *Service) Call(ctx context.Context, op *Operation, caller, requestID str
 	if !subjects.ValidToken(requestID) {
 		return nil, resource.Invalid("request", "%q is not 1 to 64 characters of A-Z, a-z, 0-9, _ and -", requestID)
 	}
-	return s.write(ctx, op, resource.Request{ID: requestID, Caller: caller, Op: op.Name(), Params: params0(body)}, body, common.DryRun)
-}
-
-// params0 is what the journal keeps of a request's body. No parameter is a secret: see checkImageURL.
-func params0(body []byte) json.RawMessage {
-	if len(strings.TrimSpace(string(body))) == 0 {
-		return nil
+	req := resource.Request{
+		ID: scopedRequest(who, requestID), Caller: who.ID, Account: who.Account, Session: who.Session, From: who.From,
+		Op: op.Name(), Params: mask(body, op.allParams()), Admin: who.Admin,
 	}
-	return json.RawMessage(body)
+	var prepared any
+	if op.prepare != nil {
+		if prepared, err = op.prepare(ctx, s.env(full, who), full, who, params); err != nil {
+			return nil, err
+		}
+	}
+	return s.write(ctx, op, caller, req, body, prepared, common.DryRun)
 }
 
-func (s *Service) write(ctx context.Context, op *Operation, req resource.Request, body []byte, dry bool) (*Reply, error) {
+// env is what an operation of a caller needs beside the store.
+func (s *Service) env(full resource.Reader, who access.Principal) *Env {
+	e := s.cfg.Env
+	e.caller, e.whole = who, full
+	return &e
+}
+
+// scopedRequest makes request ids of one account its own, whatever ids others use.
+func scopedRequest(who access.Principal, id string) string {
+	if who.Everything() || strings.HasSuffix(id, "@"+who.Account) {
+		return id
+	}
+	return id + "@" + who.Account
+}
+
+func (s *Service) write(ctx context.Context, op *Operation, caller Caller, req resource.Request, body []byte, prepared any, dry bool) (*Reply, error) {
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
 	var out Outcome
 	var tasks []string
-	var params any
+	var who access.Principal
 	run := func(tx resource.Tx) (err error) {
 		out, tasks = Outcome{}, nil
-		if params, _, err = op.Decode(body); err != nil {
+		params, _, err := op.Decode(body)
+		if err != nil {
 			return err
 		}
-		if err := op.resolve(tx, params); err != nil {
+		// What the caller may do is decided again where it is done: it may have changed since.
+		if who, err = s.principal(tx, caller); err != nil {
 			return err
 		}
-		if out, err = op.write(tx, params); err != nil {
+		if err := op.authorise(tx, access.View(tx, who), who, params); err != nil {
 			return err
+		}
+		var before access.Use
+		if !who.Admin {
+			before = access.Usage(tx, who.Account)
+		}
+		if out, err = op.write(tx, params, prepared); err != nil {
+			return err
+		}
+		if !who.Admin {
+			if err := access.CheckQuota(tx, who.Account, before); err != nil {
+				return err
+			}
 		}
 		if op.Task {
 			tasks, err = makeTasks(tx, out)
@@ -289,22 +355,29 @@ func (s *Service) write(ctx context.Context, op *Operation, req resource.Request
 		return err
 	}
 	reply := &Reply{Request: req.ID, DryRun: dry}
-	var r resource.Reader
+	var full resource.Reader
 	if dry {
 		before, after, err := s.cfg.Store.DryRun(ctx, req, run)
 		if err != nil {
 			return nil, err
 		}
-		if reply.Documents, err = plan.DocumentDiff(before, after); err != nil {
-			return nil, fmt.Errorf("compare documents: %w", err)
+		// Documents show what hosts and networks are made of.
+		if who.Everything() {
+			if reply.Documents, err = plan.DocumentDiff(before, after); err != nil {
+				return nil, fmt.Errorf("compare documents: %w", err)
+			}
 		}
-		r, tasks = after, nil
+		full, tasks = after, nil
 	} else {
 		seq, err := s.cfg.Store.Commit(ctx, req, run)
-		r = s.cfg.Store.View()
+		full = s.cfg.Store.View()
 		switch {
 		case errors.Is(err, store.ErrRepeated):
-			out, tasks = repeated(r, op, req.ID)
+			var unknown error
+			if who, unknown = s.principal(full, caller); unknown != nil {
+				return nil, unknown
+			}
+			out, tasks = repeated(access.View(full, who), op, req.ID)
 			reply.Repeated = true
 		case err != nil:
 			return nil, err
@@ -318,23 +391,28 @@ func (s *Service) write(ctx context.Context, op *Operation, req resource.Request
 	if len(tasks) > 1 {
 		reply.Tasks = tasks
 	}
+	env, seen := s.env(full, who), access.View(full, who)
 	for i, res := range out.Resources {
-		if now := r.Get(res.Kind(), res.Base().ID); now != nil {
-			res = now
+		if reply.main == nil {
+			reply.main = res
 		}
-		v, err := view(&s.cfg.Env, r, res)
+		now := seen.Get(res.Kind(), res.Base().ID)
+		if now == nil {
+			continue // it is gone again, or no longer the caller's
+		}
+		v, err := view(env, seen, now)
 		if err != nil {
 			return nil, err
 		}
 		if i == 0 {
-			reply.Resource, reply.main = v, res
+			reply.Resource = v
 		}
 		if len(out.Resources) > 1 {
 			reply.Resources = append(reply.Resources, v)
 		}
 	}
 	if op.after != nil {
-		if err := op.after(&s.cfg.Env, r, params, reply); err != nil {
+		if err := op.after(env, full, prepared, reply); err != nil {
 			return nil, fmt.Errorf("finish %s: %w", op.Name(), err)
 		}
 	}
@@ -365,7 +443,7 @@ func makeTasks(tx resource.Tx, out Outcome) ([]string, error) {
 		t := &resource.Task{
 			State: resource.TaskRunning, Op: req.Op, RequestID: fmt.Sprintf("%s.%d", req.ID, i), Caller: req.Caller, ResourceKind: ref.Kind, ResourceID: ref.ID,
 		}
-		t.ID, t.Name, t.Owner = tx.NewID(), req.Op, req.Caller
+		t.ID, t.Name, t.Owner = tx.NewID(), req.Op, req.Owner()
 		if err := tx.Put(t); err != nil {
 			return nil, err
 		}
@@ -420,7 +498,7 @@ func (s *Service) answerImageURL(req micro.Request) {
 	}
 	host, verb, err := subjects.ParseAgentAPI(req.Subject())
 	if err == nil {
-		err = admit(req)
+		_, err = admit(req, s.cfg.AgentAccount)
 	}
 	var p ImageURLRequest
 	if err == nil {

@@ -31,7 +31,7 @@ func view(env *Env, r resource.Reader, res resource.Resource) (json.RawMessage, 
 // names has, by field, the names of the resources that one refers to; a field with several has a list.
 func names(r resource.Reader, res resource.Resource) map[string]any {
 	out := map[string]any{}
-	lists := map[string]bool{"cluster_ids": true, "secgroup_ids": true, "clusters": true}
+	lists := map[string]bool{"cluster_ids": true, "secgroup_ids": true, "clusters": true, "group_ids": true, "policy_ids": true}
 	for _, ref := range res.Refs() {
 		name := ref.ID
 		if target := r.Get(ref.Kind, ref.ID); target != nil {

@@ -1,0 +1,367 @@
+package api
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"strconv"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/micro"
+	"github.com/nats-io/nkeys"
+
+	"shoal/controller/plan"
+	"shoal/controller/resource"
+	"shoal/controller/store"
+	"shoal/desired"
+	"shoal/subjects"
+)
+
+// LoginRequest asks for a session. Its answer is sealed like that of desired.EnrolRequest.
+type LoginRequest struct {
+	Account string `json:"account"`
+	// User is empty where the account itself logs in.
+	User     string `json:"user,omitempty"`
+	Password string `json:"password"`
+	// NewPassword takes the place of a one-time password.
+	NewPassword string `json:"new_password,omitempty"`
+	// PublicKey is the session's nkey, "U…", made by the client.
+	PublicKey string `json:"public_key"`
+	// Box is the curve key, "X…", that the answer is sealed to.
+	Box string `json:"box"`
+}
+
+// LoginReply is a session, or that the password must be changed first.
+type LoginReply struct {
+	// MustChange says that the password is right and good for this once: ask again with NewPassword.
+	MustChange bool      `json:"must_change,omitempty"`
+	Session    string    `json:"session,omitempty"`
+	Name       string    `json:"name,omitempty"`
+	Account    string    `json:"account,omitempty"`
+	Expires    time.Time `json:"expires,omitzero"`
+	// JWT is signed for the session's key.
+	JWT string `json:"jwt,omitempty"`
+	// CA are the certificates (PEM) that the servers' must be signed by.
+	CA string `json:"ca,omitempty"`
+}
+
+// maxGuestRequest is the largest request of a guest that is looked at.
+const maxGuestRequest = 16 << 10
+
+// guestWait is how long a guest's answer may take: hashing a password waits for its turn.
+const guestWait = 8 * time.Second
+
+// enrolRetry is how soon a machine that waits for an administrator asks again.
+const enrolRetry = 3 * time.Second
+
+// guests registers what those without credentials may ask for, and what agents ask about themselves.
+func (s *Service) guests(ctx context.Context, svc micro.Service, spawn func(func(micro.Request)) micro.Handler) error {
+	for verb, handle := range map[string]func(context.Context, requestInfo, []byte) (answer any, box string, err error){
+		subjects.GuestLogin: s.login, subjects.GuestEnrol: s.enrol, subjects.GuestRenew: s.guestRenew,
+	} {
+		h := spawn(func(req micro.Request) { s.answerGuest(ctx, verb, handle, req) })
+		if err := svc.AddEndpoint("guest-"+verb, h, micro.WithEndpointSubject(subjects.Guest(verb)), micro.WithEndpointPendingLimits(1024, 16<<20),
+			micro.WithEndpointMetadata(map[string]string{"class": string(Write), "summary": "for those without credentials"})); err != nil {
+			return err
+		}
+	}
+	return svc.AddEndpoint("agent-"+desired.RenewVerb, spawn(s.answerRenew), micro.WithEndpointSubject(subjects.AgentAPIEndpoint(desired.RenewVerb)),
+		micro.WithEndpointMetadata(map[string]string{"class": string(Read), "summary": "for agents: credentials anew"}))
+}
+
+// answerGuest handles one request of a guest. What it answers, also a refusal, is sealed to the guest's curve key.
+func (s *Service) answerGuest(ctx context.Context, verb string, handle func(context.Context, requestInfo, []byte) (any, string, error), req micro.Request) {
+	if req.Reply() == "" {
+		return
+	}
+	defer s.recovered(req, "guest."+verb, subjects.GuestName)
+	ctx, cancel := context.WithTimeout(ctx, guestWait)
+	defer cancel()
+	info, err := admit(req, s.cfg.GuestAccount)
+	if err == nil && len(req.Data()) > maxGuestRequest {
+		err = resource.Invalid("request", "is longer than %d bytes", maxGuestRequest)
+	}
+	if err != nil {
+		s.refuse(req, "guest."+verb, subjects.GuestName, err)
+		return
+	}
+	answer, box, err := handle(ctx, info, req.Data())
+	if box == "" {
+		// Nothing can be sealed, so that nothing of value may be said.
+		e := resource.Invalid("box", "is not a curve key")
+		s.refuse(req, "guest."+verb, subjects.GuestName, e)
+		return
+	}
+	m := &nats.Msg{Header: nats.Header{}}
+	if err != nil {
+		e := s.refusal("guest."+verb, info.Host, err)
+		m.Header.Set(micro.ErrorCodeHeader, strconv.Itoa(e.Code.Number()))
+		m.Header.Set(micro.ErrorHeader, "refused")
+		answer = e
+	}
+	plain, err := json.Marshal(answer)
+	if err == nil {
+		var by string
+		m.Data, by, err = s.cfg.SealTo(box, plain)
+		m.Header.Set(desired.SealedBy, by)
+	}
+	if err != nil {
+		s.refuse(req, "guest."+verb, subjects.GuestName, err)
+		return
+	}
+	s.send(req, m)
+}
+
+// guestRequest reads a request strictly, and the curve key in it.
+func guestRequest[T any](body []byte, box func(T) string) (T, string, error) {
+	var p T
+	if err := json.Unmarshal(body, &p); err != nil {
+		return p, "", resource.Invalid("request", "is not what is expected here: %v", err)
+	}
+	b := box(p)
+	if !nkeys.IsValidPublicCurveKey(b) {
+		return p, "", resource.Invalid("box", "is not a curve key")
+	}
+	return p, b, nil
+}
+
+// wrongLogin is one answer for every login that fails, so that it tells nothing of which accounts and users there are.
+func wrongLogin() error {
+	return &resource.Error{Code: resource.CodeLogin, Message: "account, user or password is wrong", Remedy: "check the names, and whether the keyboard types what you think"}
+}
+
+func (s *Service) login(ctx context.Context, info requestInfo, body []byte) (any, string, error) {
+	p, box, err := guestRequest(body, func(p LoginRequest) string { return p.Box })
+	if err != nil {
+		return nil, box, err
+	}
+	if !nkeys.IsValidPublicUserKey(p.PublicKey) {
+		return nil, box, resource.Invalid("public_key", "is not a user nkey (56 characters, starting with U)")
+	}
+	if len(p.Account) > resource.MaxName || len(p.User) > resource.MaxName || len(p.Password) > maxPassword {
+		return nil, box, wrongLogin()
+	}
+	who := resource.AccountKey(p.Account) + "/" + p.User
+	if err := s.logins.admit(info.Host, who, s.cfg.Env.Now()); err != nil {
+		return nil, box, err
+	}
+	r := s.cfg.Store.View()
+	account, _ := r.Holder(resource.AccountKey(p.Account)).(*resource.Account)
+	spec := plan.SessionSpec{PublicKey: p.PublicKey, From: info.Host, For: s.cfg.Env.SessionTime}
+	sealed, oneTime := "", false
+	kind, id := resource.KindAccount, ""
+	if account != nil {
+		sealed, oneTime, id = account.Password, account.OneTime, account.ID
+		spec.AccountID = account.ID
+		if p.User != "" {
+			user, _ := r.Holder(resource.UserKey(account.ID, p.User)).(*resource.User)
+			sealed, oneTime, kind, id = "", false, resource.KindUser, ""
+			if user != nil {
+				sealed, oneTime, id = user.Password, user.OneTime, user.ID
+				spec.UserID = user.ID
+			}
+		}
+	}
+	// Without a password to check, one is checked all the same, for as long.
+	ok, err := s.cfg.Env.Passwords.Check(ctx, sealed, p.Password)
+	if err != nil {
+		return nil, box, err
+	}
+	if !ok || id == "" {
+		s.logins.failed(who, s.cfg.Env.Now())
+		s.cfg.Log.Warn().Str("from", info.Host).Msg("login refused")
+		return nil, box, wrongLogin()
+	}
+	newHash := ""
+	switch {
+	case oneTime && p.NewPassword == "":
+		return LoginReply{MustChange: true}, box, nil
+	case p.NewPassword != "":
+		if err := checkPassword("new_password", p.NewPassword); err != nil {
+			return nil, box, err
+		}
+		if p.NewPassword == p.Password {
+			return nil, box, resource.Invalid("new_password", "is the old one")
+		}
+		if newHash, err = s.cfg.Env.Passwords.Hash(ctx, p.NewPassword); err != nil {
+			return nil, box, err
+		}
+	}
+	s.logins.succeeded(who)
+	var session *resource.Session
+	req := resource.Request{ID: uuid.NewString(), Caller: id, Account: spec.AccountID, From: info.Host, Op: "session.login"}
+	_, err = s.cfg.Store.Commit(ctx, req, func(tx resource.Tx) (err error) {
+		if sealedPassword(tx, kind, id) != sealed {
+			return wrongLogin() // it was changed just now
+		}
+		if newHash != "" {
+			if _, err := plan.SetPassword(tx, kind, id, newHash, false, ""); err != nil {
+				return err
+			}
+		}
+		session, err = plan.OpenSession(tx, spec)
+		return err
+	})
+	if err != nil {
+		return nil, box, err
+	}
+	jwt, err := s.cfg.Env.SessionJWT(session)
+	if err != nil {
+		return nil, box, err
+	}
+	_, _, ca := s.cfg.Env.Door()
+	return LoginReply{Session: session.ID, Name: session.Name, Account: session.AccountID, Expires: session.Expires, JWT: jwt, CA: ca}, box, nil
+}
+
+func (s *Service) enrol(ctx context.Context, info requestInfo, body []byte) (any, string, error) {
+	p, box, err := guestRequest(body, func(p desired.EnrolRequest) string { return p.Box })
+	if err != nil {
+		return nil, box, err
+	}
+	if !nkeys.IsValidPublicUserKey(p.PublicKey) {
+		return nil, box, resource.Invalid("public_key", "is not a user nkey (56 characters, starting with U)")
+	}
+	if err := s.enrols.admit(info.Host, p.Token, s.cfg.Env.Now()); err != nil {
+		return nil, box, err
+	}
+	r := s.cfg.Store.View()
+	if h, ok := r.Holder(plan.HostKey(p.PublicKey)).(*resource.Host); ok {
+		answer, err := s.approved(h)
+		return answer, box, err
+	}
+	// A request that waits is asked after every few seconds: that takes no transaction.
+	if e, ok := r.Holder(resource.EnrolmentKey(p.PublicKey)).(*resource.Enrolment); ok && e.State == resource.EnrolmentPending {
+		return desired.EnrolReply{State: desired.EnrolPending, RetrySeconds: int(enrolRetry / time.Second)}, box, nil
+	}
+	var host *resource.Host
+	req := resource.Request{ID: uuid.NewString(), Caller: subjects.GuestName, Account: resource.AdminAccount, From: info.Host, Op: "host.enrol"}
+	if recorded, err := json.Marshal(map[string]string{"token": p.Token, "public_key": p.PublicKey, "name": p.Name}); err == nil {
+		req.Params = recorded
+	}
+	_, err = s.cfg.Store.Commit(ctx, req, func(tx resource.Tx) (err error) {
+		host, _, err = plan.Enrol(tx, p, info.Host)
+		return err
+	})
+	switch {
+	case err != nil:
+		s.enrols.failed(p.Token, s.cfg.Env.Now())
+		s.cfg.Log.Warn().Str("from", info.Host).Err(err).Msg("enrolment refused")
+		return nil, box, err
+	case host == nil:
+		s.cfg.Log.Info().Str("from", info.Host).Str("fingerprint", desired.Fingerprint(p.PublicKey)).Msg("a machine waits for approval")
+		return desired.EnrolReply{State: desired.EnrolPending, RetrySeconds: int(enrolRetry / time.Second)}, box, nil
+	}
+	s.cfg.Log.Info().Str("host", host.ID).Str("from", info.Host).Msg("host enrolled")
+	answer, err := s.approved(host)
+	return answer, box, err
+}
+
+func (s *Service) approved(h *resource.Host) (desired.EnrolReply, error) {
+	c, err := s.credentials(h)
+	return desired.EnrolReply{State: desired.EnrolApproved, Credentials: c}, err
+}
+
+// credentials are a host's, signed anew.
+func (s *Service) credentials(h *resource.Host) (*desired.Credentials, error) {
+	jwt, expires, err := s.cfg.Env.HostJWT(h.ID, h.PublicKey)
+	if err != nil {
+		return nil, err
+	}
+	urls, _, ca := s.cfg.Env.Door()
+	return &desired.Credentials{Host: h.ID, Name: h.Name, JWT: jwt, Expires: expires, URLs: urls, CA: ca}, nil
+}
+
+// removedHost is the answer to a host that is none any more.
+func removedHost() error {
+	return &resource.Error{
+		Code: resource.CodeForbidden, Field: "host", Message: "this host was removed, or got another key", Remedy: "have it join again: shoalctl host token create --replace HOST, or as a new host",
+	}
+}
+
+func (s *Service) guestRenew(_ context.Context, info requestInfo, body []byte) (any, string, error) {
+	p, box, err := guestRequest(body, func(p desired.RenewRequest) string { return p.Box })
+	if err != nil {
+		return nil, box, err
+	}
+	if err := s.enrols.admit(info.Host, p.Host, s.cfg.Env.Now()); err != nil {
+		return nil, box, err
+	}
+	h, ok := resource.Find[*resource.Host](s.cfg.Store.View(), p.Host)
+	if !ok || h.PublicKey != p.PublicKey {
+		return nil, box, removedHost()
+	}
+	if err := proves(p); err != nil {
+		return nil, box, err
+	}
+	c, err := s.credentials(h)
+	return c, box, err
+}
+
+// proves checks a guest's proof that a host's key is its own.
+func proves(p desired.RenewRequest) error {
+	refuse := func() error {
+		e := resource.Invalid("signature", "does not prove that the key is yours")
+		e.Code = resource.CodeForbidden
+		return e
+	}
+	sig, err := base64.StdEncoding.DecodeString(p.Signature)
+	if err != nil {
+		return refuse()
+	}
+	key, err := nkeys.FromPublicKey(p.PublicKey)
+	if err != nil || key.Verify(desired.RenewProof(p.Host, p.Box), sig) != nil {
+		return refuse()
+	}
+	return nil
+}
+
+// answerRenew gives a connected agent credentials anew. The server vouches for its id, and for its key.
+func (s *Service) answerRenew(req micro.Request) {
+	if req.Reply() == "" {
+		return
+	}
+	host, verb, err := subjects.ParseAgentAPI(req.Subject())
+	defer s.recovered(req, "agent."+verb, host)
+	var info requestInfo
+	if err == nil {
+		info, err = admit(req, s.cfg.AgentAccount)
+	}
+	var c *desired.Credentials
+	if err == nil {
+		h, ok := resource.Find[*resource.Host](s.cfg.Store.View(), host)
+		if !ok || h.PublicKey != info.User {
+			err = removedHost()
+		} else {
+			c, err = s.credentials(h)
+		}
+	}
+	if err != nil {
+		s.refuse(req, "agent."+verb, host, err)
+		return
+	}
+	body, err := json.Marshal(c)
+	if err != nil {
+		s.refuse(req, "agent."+verb, host, err)
+		return
+	}
+	s.send(req, &nats.Msg{Data: body})
+}
+
+// refusal makes an error one that can be told, and logs what nobody foresaw.
+func (s *Service) refusal(op, caller string, err error) *resource.Error {
+	if e, ok := errors.AsType[*resource.Error](err); ok {
+		return e
+	}
+	remedy := "repeat it with the same request id; if it happens again, read the controller's log"
+	if errors.Is(err, context.DeadlineExceeded) {
+		remedy = "the controller is busy: repeat it, with the same request id where there is one"
+	}
+	if errors.Is(err, store.ErrNotLeading) {
+		remedy = "ask again; the leading controller will answer"
+	}
+	s.cfg.Log.Error().Err(err).Str("op", op).Str("caller", caller).Msg("request failed")
+	return &resource.Error{Code: resource.CodeInternal, Message: err.Error(), Remedy: remedy}
+}
