@@ -100,7 +100,7 @@ func (h phc) String() string {
 
 // parsePHC reads a hash, and refuses one that would cost too much to check or too little to break.
 func parsePHC(s string) (phc, error) {
-	if len(s) > maxHashText {
+	if len(s) > maxHashText || strings.ContainsAny(s, "\r\n") { // which base64 would skip
 		return phc{}, errHash
 	}
 	p := strings.Split(s, "$")

@@ -25,7 +25,7 @@ func (id *Identity) Seal(plain []byte) (string, error) {
 // Open decrypts what Seal gave. The error never holds a part of it.
 func (id *Identity) Open(sealed string) ([]byte, error) {
 	text, ok := strings.CutPrefix(sealed, sealPrefix)
-	if !ok {
+	if !ok || strings.ContainsAny(text, "\r\n") { // which base64 would skip
 		return nil, errors.New("open sealed value: it was not sealed by Seal")
 	}
 	b, err := base64.RawStdEncoding.Strict().DecodeString(text)

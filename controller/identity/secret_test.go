@@ -88,6 +88,7 @@ func FuzzOpen(f *testing.F) {
 	}
 	f.Add(sealed)
 	f.Add("sealed1:")
+	f.Add(sealed[:20] + "\n" + sealed[20:])
 	f.Fuzz(func(t *testing.T, s string) {
 		if _, err := id.Open(s); err == nil && s != sealed {
 			t.Errorf("opens %q", s)
