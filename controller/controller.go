@@ -133,6 +133,7 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return c.certs.Run(ctx) })
+	group.Go(func() error { return c.watchServer(ctx) })
 	group.Go(func() error { return c.store.Watch(ctx, c.site.JetStream()) })
 	group.Go(func() error { return c.site.Presence(ctx, c.store.SetConnected) })
 	group.Go(func() error { return c.serveHTTP(ctx, listener) })
@@ -151,6 +152,9 @@ func (c *controller) certificate() (*certificate.Service, error) {
 	}
 	var listen []string
 	for flag, addr := range addrs {
+		if addr == "" { // the built-in NATS serves this process only
+			continue
+		}
 		host, _, err := net.SplitHostPort(addr)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", flag, err)

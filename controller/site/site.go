@@ -284,6 +284,24 @@ func (s *Site) connect(role identity.Role, file string) (*nats.Conn, error) {
 	return c, err
 }
 
+// Presented is the chain that an external server presents to who connects now; nil for the embedded one.
+func (s *Site) Presented() ([]*x509.Certificate, error) {
+	if s.server != nil {
+		return nil, nil
+	}
+	// A connection of its own: the others may be older than the server's certificate.
+	c, err := s.connect(identity.RoleSystem, "")
+	if err != nil {
+		return nil, fmt.Errorf("look at the certificate of %s: %w", s.where(), err)
+	}
+	defer c.Close()
+	state, err := c.TLSConnectionState()
+	if err != nil {
+		return nil, fmt.Errorf("look at the certificate of %s: %w", s.where(), err)
+	}
+	return state.PeerCertificates, nil
+}
+
 // checkLevel refuses a server that is too old, or has no JetStream for us. A server that has just started accepts
 // connections before it knows our account's JetStream, so that is asked for a while.
 func (s *Site) checkLevel(ctx context.Context) error {

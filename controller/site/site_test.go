@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -186,6 +187,7 @@ func TestPermissions(t *testing.T) {
 		"guest":   guest(t, s.ClientURL(), certs.Roots()),
 	}
 	last := `{"last_by_subj":"$KV.desired_h1.>"}`
+	var asked sync.WaitGroup // all at once: a refusal has no answer to wait for
 	for _, c := range []struct {
 		who, subject, body string
 		ok                 bool
@@ -248,15 +250,18 @@ func TestPermissions(t *testing.T) {
 		{"guest", subjects.BucketSubject("observed", "h1.domain.x"), `{}`, false},
 		{"guest", subjects.JournalSubject, `{}`, false},
 	} {
-		wait := 5 * time.Second
-		if !c.ok {
-			wait = 150 * time.Millisecond
-		}
-		m, err := conns[c.who].Request(c.subject, []byte(c.body), wait)
-		if ok := err == nil && len(m.Data) > 0; ok != c.ok {
-			t.Errorf("%s on %s: answered %t (%v), want %t", c.who, c.subject, ok, err, c.ok)
-		}
+		asked.Go(func() {
+			wait := patience
+			if !c.ok {
+				wait = 500 * time.Millisecond
+			}
+			m, err := conns[c.who].Request(c.subject, []byte(c.body), wait)
+			if ok := err == nil && len(m.Data) > 0; ok != c.ok {
+				t.Errorf("%s on %s: answered %t (%v), want %t", c.who, c.subject, ok, err, c.ok)
+			}
+		})
 	}
+	asked.Wait()
 	// Who asks is told to the controller by the server, not by the asker.
 	for who, want := range map[string]struct {
 		subject, name string
@@ -758,6 +763,9 @@ func TestExternal(t *testing.T) {
 	}
 	if err := s.Conn().Flush(); err != nil {
 		t.Fatal(err)
+	}
+	if seen, err := s.Presented(); err != nil || len(seen) != 2 || identity.Pin(seen[1]) != certs.Pin() {
+		t.Errorf("the server presents %v, %v", seen, err)
 	}
 	visitor := guest(t, outside.ClientURL(), certs.Roots())
 	var info server.ClientInfo
