@@ -43,7 +43,8 @@ func command() *cobra.Command {
 		Long: `shoal-controller serves the API over NATS, keeps the journal, and publishes each host's document. NATS with JetStream is built in; --nats-url
 uses an external one. Several controllers on one NATS are equal: one leads, the others follow and take over.
 
-The first start makes keys and a certificate authority in <data>/identity and the administrator's credentials in <data>/admin.creds. All ports are
+The first start makes keys and a certificate authority in <data>/identity, and the admin account, whose one-time password it prints. The way back in
+when that is lost is <data>/admin.creds, a credentials file that may do everything: shoalctl --creds admin.creds account password admin. All ports are
 served with TLS 1.3, by a certificate of that authority, which is made anew in time, or by a given one, whose files are read again when they change.
 What clients must trust is in <data>/ca.pem.`,
 		Example: `  shoal-controller --data /var/lib/shoal-controller --listen 10.0.0.1:4222 --http 10.0.0.1:8480
@@ -58,6 +59,10 @@ What clients must trust is in <data>/ca.pem.`,
 				return err
 			}
 			cfg.Log = log
+			// To whoever starts it for the first time, and to no log.
+			cfg.FirstPassword = func(password string) {
+				fmt.Fprintf(cmd.OutOrStdout(), "The admin account's one-time password, which is not shown again: %s\nLog in with it: shoalctl login --account admin\n", password)
+			}
 			tuneGC()
 			if cfg.Name == "" {
 				full, err := os.Hostname()
@@ -83,6 +88,7 @@ What clients must trust is in <data>/ca.pem.`,
 	f.StringVar(&cfg.TLSCert, "tls-cert", "", "file with the certificate to present and its chain up to the root, PEM (default made by the installation's own authority)")
 	f.StringVar(&cfg.TLSKey, "tls-key", "", "file with the key of --tls-cert, PEM")
 	f.StringArrayVar(&cfg.TLSNames, "tls-name", nil, "further host name or address that this machine is reached by; may be repeated")
+	f.DurationVar(&cfg.SessionTime, "session-time", controller.DefaultSessionTime, "how long a login lasts without being used")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&format, "log-format", "json", "json or console")
 	cmd.AddCommand(natsConfig(), creds(), ca())

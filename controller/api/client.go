@@ -47,14 +47,17 @@ type Client struct {
 	conn   *nats.Conn
 	user   string
 	server string
+	// account is whose hints it hears, "*" for everybody's.
+	account string
 }
 
 // Dial connects.
 func Dial(ctx context.Context, cfg ClientConfig) (*Client, error) {
-	user, err := CredsUser(cfg.Creds)
+	claims, err := credsClaims(cfg.Creds)
 	if err != nil {
 		return nil, err
 	}
+	user, account := claims.Name, accountOfClaims(claims)
 	if deadline, ok := ctx.Deadline(); ok {
 		cfg.Timeout = min(cfg.Timeout, time.Until(deadline))
 	}
@@ -75,12 +78,12 @@ func Dial(ctx context.Context, cfg ClientConfig) (*Client, error) {
 	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked):
 		return nil, &resource.Error{
 			Code: resource.CodeForbidden, Message: fmt.Sprintf("the server at %s does not accept the credentials of user %s in %s", cfg.Server, user, cfg.Creds),
-			Remedy: "use the credentials that this installation has issued; its administrator's are in admin.creds in the controller's data directory",
+			Remedy: "a session has ended: log in (shoalctl login); else use credentials that this installation has issued: its administrator's are in admin.creds in the controller's data directory",
 		}
 	case err != nil:
 		return nil, fmt.Errorf("connect to %s: %w: %w", cfg.Server, ErrUnreachable, err)
 	}
-	return &Client{conn: conn, user: user, server: cfg.Server}, nil
+	return &Client{conn: conn, user: user, account: account, server: cfg.Server}, nil
 }
 
 // distrust explains a server that could not prove who it is; nil for other errors.
@@ -137,22 +140,40 @@ func (c *Client) User() string { return c.user }
 
 // CredsUser is the name of the user of a credentials file.
 func CredsUser(file string) (string, error) {
+	claims, err := credsClaims(file)
+	if err != nil {
+		return "", err
+	}
+	return claims.Name, nil
+}
+
+// accountOfClaims is the account whose hints a user may hear: its own, or everybody's.
+func accountOfClaims(claims *jwt.UserClaims) string {
+	for _, t := range claims.Tags {
+		if a, ok := strings.CutPrefix(t, subjects.AccountTag); ok && a != resource.AdminAccount {
+			return a
+		}
+	}
+	return "*"
+}
+
+func credsClaims(file string) (*jwt.UserClaims, error) {
 	b, err := os.ReadFile(file)
 	if err != nil {
-		return "", fmt.Errorf("read credentials: %w", err)
+		return nil, fmt.Errorf("read credentials: %w", err)
 	}
 	token, err := nkeys.ParseDecoratedJWT(b)
 	if err != nil {
-		return "", fmt.Errorf("read credentials %s: it holds no user JWT: %w", file, err)
+		return nil, fmt.Errorf("read credentials %s: it holds no user JWT: %w", file, err)
 	}
 	claims, err := jwt.DecodeUserClaims(token)
 	if err != nil {
-		return "", fmt.Errorf("read credentials %s: %w", file, err)
+		return nil, fmt.Errorf("read credentials %s: %w", file, err)
 	}
 	if !subjects.ValidToken(claims.Name) {
-		return "", fmt.Errorf("read credentials %s: the user's name %q can't stand in a subject", file, claims.Name)
+		return nil, fmt.Errorf("read credentials %s: the user's name %q can't stand in a subject", file, claims.Name)
 	}
-	return claims.Name, nil
+	return claims, nil
 }
 
 // How a client repeats.
@@ -239,7 +260,7 @@ func (c *Client) request(ctx context.Context, m *nats.Msg) (*nats.Msg, error) {
 // Hints calls fn, on another goroutine, whenever something of a kind may have changed; id may be "*". The returned
 // function ends it.
 func (c *Client) Hints(kind resource.Kind, id string, fn func()) (func(), error) {
-	sub, err := c.conn.Subscribe(subjects.Event("*", string(kind), id), func(*nats.Msg) { fn() })
+	sub, err := c.conn.Subscribe(subjects.Event(c.account, string(kind), id), func(*nats.Msg) { fn() })
 	if err != nil {
 		return nil, fmt.Errorf("subscribe to hints: %w", err)
 	}

@@ -445,7 +445,7 @@ type HostToken struct {
 	// ClusterID is where they go.
 	ClusterID string `json:"cluster_id"`
 	// SecretHash is the hex SHA-256 of the token's secret, which nobody keeps.
-	SecretHash string `json:"secret_hash"`
+	SecretHash string `json:"secret_hash,omitempty"`
 	// Uses is how many hosts it is good for, Expires until when.
 	Uses     int       `json:"uses"`
 	Expires  time.Time `json:"expires"`

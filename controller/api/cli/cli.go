@@ -93,18 +93,35 @@ func (a *App) Command() *cobra.Command {
 		}
 		return c.names(), cobra.ShellCompDirectiveNoFileComp
 	})
-	kinds := map[resource.Kind]*cobra.Command{}
 	for _, op := range a.registry.Operations() {
-		parent := kinds[op.Kind]
-		if parent == nil {
-			parent = group(string(op.Kind), "Operations on "+string(op.Kind))
-			kinds[op.Kind] = parent
-			root.AddCommand(parent)
+		a.place(root, api.Command(op.Kind)+" "+op.Verb, op, false)
+		for _, path := range op.Paths {
+			a.place(root, path, op, true)
 		}
-		parent.AddCommand(a.operation(op))
 	}
-	root.AddCommand(a.contextCommand(), a.natsCommand(), a.versionCommand())
+	root.AddCommand(a.loginCommand(), a.logoutCommand(), a.contextCommand(), a.natsCommand(), a.versionCommand())
 	return root
+}
+
+// place puts an operation's command into the tree, under a path such as "host token create".
+func (a *App) place(root *cobra.Command, path string, op *api.Operation, also bool) {
+	words := strings.Fields(path)
+	parent := root
+	for i, w := range words[:len(words)-1] {
+		at := slices.IndexFunc(parent.Commands(), func(c *cobra.Command) bool { return c.Name() == w })
+		if at < 0 {
+			parent.AddCommand(group(w, "Operations on "+strings.Join(words[:i+1], " ")))
+			at = slices.IndexFunc(parent.Commands(), func(c *cobra.Command) bool { return c.Name() == w })
+		}
+		parent = parent.Commands()[at]
+	}
+	cmd := a.operation(op)
+	if also {
+		_, args, _ := strings.Cut(cmd.Use, " ")
+		cmd.Use, cmd.Aliases = strings.TrimSpace(words[len(words)-1]+" "+args), nil
+		cmd.Example = strings.ReplaceAll(cmd.Example, api.Command(op.Kind)+" "+op.Verb, path)
+	}
+	parent.AddCommand(cmd)
 }
 
 // group is a command that only has commands.
@@ -153,7 +170,9 @@ type call struct {
 	dryRun, wait, watch bool
 	request             string
 	credsOut            string
-	flags               *pflag.FlagSet
+	// secrets are the files of secret parameters.
+	secrets map[string]*string
+	flags   *pflag.FlagSet
 }
 
 func (a *App) operation(op *api.Operation) *cobra.Command {
@@ -192,6 +211,10 @@ func (a *App) operation(op *api.Operation) *cobra.Command {
 	for _, p := range op.Params {
 		public = public || p.Name == "public_key"
 		if p.Arg > 0 {
+			continue
+		}
+		if p.Secret {
+			secretFlag(cmd, c, p)
 			continue
 		}
 		help := p.Help
@@ -324,7 +347,12 @@ func (a *App) dial(ctx context.Context) (*api.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return api.Dial(ctx, api.ClientConfig{Server: to.Server, Creds: to.Creds, CA: to.CA, Timeout: a.timeout})
+	client, err := api.Dial(ctx, api.ClientConfig{Server: to.Server, Creds: to.Creds, CA: to.CA, Timeout: a.timeout})
+	if err != nil {
+		return nil, err
+	}
+	a.renew(ctx, client, to)
+	return client, nil
 }
 
 // target is the installation that flags, environment and context name, in this order.
@@ -345,8 +373,11 @@ func (a *App) target() (installation, error) {
 	if to.CA == "" && to.Creds != "" {
 		to.CA = beside(to.Creds)
 	}
+	if to.Creds == c.Creds {
+		to.Session = c.Session
+	}
 	if to.Creds == "" {
-		return installation{}, usage(errors.New("no credentials: give --creds FILE, set SHOAL_CREDS, or make a context (shoalctl context set); " +
+		return installation{}, usage(errors.New("no credentials: log in (shoalctl login), give --creds FILE, set SHOAL_CREDS, or make a context (shoalctl context set); " +
 			"the administrator's are in admin.creds in the controller's data directory"))
 	}
 	return to, nil
@@ -384,6 +415,9 @@ func (a *App) run(ctx context.Context, c *call, args []api.Param, given []string
 			return err
 		}
 	}
+	if err := a.fillSecrets(c); err != nil {
+		return err
+	}
 	for _, p := range c.op.Params {
 		if p.Required && p.Arg == 0 && !p.IsSet(c.params) {
 			return usage(fmt.Errorf("--%s must be given: %s", p.Flag, p.Help))
@@ -404,7 +438,25 @@ func (a *App) run(ctx context.Context, c *call, args []api.Param, given []string
 	if c.watch {
 		return a.watch(ctx, client, c, args, targets)
 	}
-	return a.once(ctx, client, c, args, targets, keys)
+	err = a.once(ctx, client, c, args, targets, keys)
+	// A secret that turns out to be needed, such as one's present password, is asked for.
+	e, ok := errors.AsType[*resource.Error](err)
+	if !ok || !interactive() {
+		return err
+	}
+	for _, p := range c.op.Params {
+		if p.Secret && p.Name == e.Field && !p.IsSet(c.params) {
+			secret, askErr := a.ask(p.Help)
+			if askErr != nil {
+				return askErr
+			}
+			if setErr := p.SetText(c.params, secret); setErr != nil {
+				return setErr
+			}
+			return a.once(ctx, client, c, args, targets, keys)
+		}
+	}
+	return err
 }
 
 func (a *App) once(ctx context.Context, client *api.Client, c *call, args []api.Param, targets [][]string, keys *hostKey) error {
@@ -583,6 +635,9 @@ func (a *App) watch(ctx context.Context, client *api.Client, c *call, args []api
 		if err := a.once(ctx, client, c, args, targets, nil); err != nil {
 			return err
 		}
+		if to, err := a.target(); err == nil {
+			a.renew(ctx, client, to)
+		}
 		if b.String() != before {
 			before = b.String()
 			if _, err := io.WriteString(out, before); err != nil {
@@ -612,6 +667,10 @@ type installation struct {
 	Server string `json:"server"`
 	Creds  string `json:"creds"`
 	CA     string `json:"ca,omitempty"`
+	// Account, User and Session are those of a login.
+	Account string `json:"account,omitempty"`
+	User    string `json:"user,omitempty"`
+	Session string `json:"session,omitempty"`
 }
 
 func (c contexts) names() []string {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nkeys"
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/rs/zerolog"
 
@@ -37,7 +38,9 @@ func TestMain(m *testing.M) {
 // running is a controller in this process.
 type running struct {
 	data, url string
-	stop      func()
+	// first is the admin account's one-time password.
+	first chan string
+	stop  func()
 }
 
 // start runs a controller in dir until the test ends or stop is called.
@@ -50,12 +53,14 @@ func start(t testing.TB, dir, listen string) *running {
 	if testing.Verbose() {
 		log = zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.WarnLevel)
 	}
+	first := make(chan string, 1)
 	go func() {
 		done <- controller.Run(ctx, controller.Config{
-			Data: dir, Name: "test", Listen: listen, HTTP: "127.0.0.1:0", Version: "test", Log: log, Ready: func(url string) { ready <- url },
+			FirstPassword: func(p string) { first <- p },
+			Data:          dir, Name: "test", Listen: listen, HTTP: "127.0.0.1:0", Version: "test", Log: log, Ready: func(url string) { ready <- url },
 		})
 	}()
-	r := &running{data: dir}
+	r := &running{data: dir, first: first}
 	stopped := false
 	r.stop = func() {
 		if stopped {
@@ -103,6 +108,9 @@ func TestScripts(t *testing.T) {
 			env.Setenv("SHOAL_CREDS", filepath.Join(r.data, controller.AdminCreds))
 			env.Setenv("VIEWER", r.viewer(tb))
 			env.Setenv("CA", r.ca())
+			if err := os.WriteFile(filepath.Join(env.WorkDir, "first.txt"), []byte(<-r.first+"\n"), 0o600); err != nil {
+				return err
+			}
 			_, hostPort, _ := strings.Cut(r.url, "://")
 			env.Setenv("HOSTPORT", hostPort)
 			env.Setenv("PLAIN", plain(tb))
@@ -116,7 +124,7 @@ func TestScripts(t *testing.T) {
 			if err := os.WriteFile(filepath.Join(env.WorkDir, "disk.raw"), bytes.Repeat([]byte("disk"), 1<<18), 0o644); err != nil {
 				return err
 			}
-			env.Values["controller"] = r
+			env.Values["controller"], env.Values["machines"] = r, map[string]nkeys.KeyPair{}
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
@@ -138,6 +146,9 @@ func TestScripts(t *testing.T) {
 					ts.Fatalf("exit code %s, want %s (%v)", code, args[0], err)
 				}
 			},
+			"enrol":    enrolCmd,
+			"renew":    renewCmd,
+			"nosecret": noSecretCmd,
 			// cancel FILE: cancelling the task whose id is in the file must be refused.
 			"cancel": func(ts *testscript.TestScript, _ bool, args []string) {
 				if err := ts.Exec("shoalctl", "task", "cancel", strings.TrimSpace(ts.ReadFile(args[0]))); err == nil {

@@ -32,10 +32,10 @@ func ExitCodes() string {
   2  the command line or a parameter is wrong
   3  something named is not there
   4  it contradicts what is there, or something still uses it
-  5  no host, storage or address is left that fits
+  5  no host, storage or address is left that fits, or the quota is used up
   6  --wait took longer than --wait-timeout; the controller goes on
   7  the server can't be reached or trusted, or no controller leads
-  8  the credentials do not allow it
+  8  the credentials do not allow it, or nobody is logged in
   9  the controller accepted it, and a host could not bring it about`
 }
 
@@ -107,7 +107,9 @@ func (a *App) fail(err error) int {
 			code = ExitConflict
 		case resource.CodeCapacity:
 			code = ExitCapacity
-		case resource.CodeForbidden:
+		case resource.CodeQuota:
+			code = ExitCapacity
+		case resource.CodeForbidden, resource.CodeLogin:
 			code = ExitForbidden
 		case resource.CodeNotLeader:
 			code = ExitNoAnswer

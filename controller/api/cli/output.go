@@ -296,6 +296,11 @@ func (a *App) printReply(c *call, raw json.RawMessage) error {
 		all = []json.RawMessage{r.Resource}
 	}
 	var b strings.Builder
+	if r.Token != "" && a.quiet {
+		// It is what a script wants, and there is no other way to it.
+		_, err := fmt.Fprintln(a.Out, r.Token)
+		return err
+	}
 	done := past(c)
 	for _, one := range all {
 		var m resource.Meta
@@ -321,6 +326,9 @@ func (a *App) printReply(c *call, raw json.RawMessage) error {
 	}
 	if r.Task != "" && !c.wait && !a.quiet && len(all) > 0 {
 		fmt.Fprintf(&b, "hosts are working on it: shoalctl task get %s\n", r.Task)
+	}
+	if r.Token != "" {
+		fmt.Fprintf(&b, "On the host, with this token, which is not shown again:\n\n  shoal-agent join %s\n\n", r.Token)
 	}
 	if r.DryRun && !a.quiet {
 		if err := printDocuments(&b, r.Documents); err != nil {
