@@ -7,11 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -77,6 +80,8 @@ type controller struct {
 	images *image.Service
 
 	passwords *passwords
+	// serverPin is the pin of what an external server presents.
+	serverPin atomic.Pointer[string]
 }
 
 // Run is a controller. It returns nil when ctx ends.
@@ -113,6 +118,8 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	defer c.site.Close()
+	seen := &external{}
+	c.lookAtServer(seen)
 	book, err := journal.Open(ctx, c.site.JetStream(), c.log)
 	if err != nil {
 		return err
@@ -133,7 +140,7 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return c.certs.Run(ctx) })
-	group.Go(func() error { return c.watchServer(ctx) })
+	group.Go(func() error { return c.watchServer(ctx, seen) })
 	group.Go(func() error { return c.store.Watch(ctx, c.site.JetStream()) })
 	group.Go(func() error { return c.site.Presence(ctx, c.store.SetConnected) })
 	group.Go(func() error { return c.serveHTTP(ctx, listener) })
@@ -251,6 +258,15 @@ func imageKey(path string) ([]byte, error) {
 	return key, errors.Join(f.Sync(), f.Close())
 }
 
+// httpLog passes on what the HTTP server says, which is of clients that it could not understand: anybody can be one.
+type httpLog struct{ log zerolog.Logger }
+
+// Write implements io.Writer.
+func (l httpLog) Write(b []byte) (int, error) {
+	l.log.Debug().Str("text", strings.TrimSpace(string(b))).Msg("http server")
+	return len(b), nil
+}
+
 // serveHTTP serves images, and whether the controller is well and leads.
 func (c *controller) serveHTTP(ctx context.Context, listener net.Listener) error {
 	mux := http.NewServeMux()
@@ -262,7 +278,7 @@ func (c *controller) serveHTTP(ctx context.Context, listener net.Listener) error
 		}
 		_, _ = fmt.Fprintf(w, "%s at %d\n", role, c.store.Seq())
 	})
-	server := &http.Server{Handler: mux, TLSConfig: c.certs.Server(), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
+	server := &http.Server{Handler: mux, TLSConfig: c.certs.Server(), ErrorLog: log.New(httpLog{c.log}, "", 0), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
 	go func() {
 		<-ctx.Done()
 		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)

@@ -17,6 +17,7 @@ import (
 	"shoal/controller/api"
 	"shoal/controller/identity"
 	"shoal/controller/resource"
+	"shoal/desired"
 )
 
 // external runs a NATS server from the configuration that we print.
@@ -49,15 +50,17 @@ func external(t *testing.T, keys string) string {
 }
 
 // beside runs a controller beside an external server, until it is stopped.
-func beside(t *testing.T, name, url, data, keys string) (stop func()) {
+func beside(t *testing.T, name, url, data, keys string, change ...func(*controller.Config)) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	ready, done := make(chan string, 1), make(chan error, 1)
-	go func() {
-		done <- controller.Run(ctx, controller.Config{
-			Data: data, Name: name, Identity: keys, NATSURL: url, HTTP: "127.0.0.1:0", Version: "test", Log: zerolog.Nop(), Ready: func(url string) { ready <- url },
-		})
-	}()
+	cfg := controller.Config{
+		Data: data, Name: name, Identity: keys, NATSURL: url, HTTP: "127.0.0.1:0", Version: "test", Log: zerolog.Nop(), Ready: func(url string) { ready <- url },
+	}
+	for _, c := range change {
+		c(&cfg)
+	}
+	go func() { done <- controller.Run(ctx, cfg) }()
 	stopped := false
 	stop = func() {
 		if stopped {
@@ -158,5 +161,58 @@ func TestNextLeaderRevokes(t *testing.T) {
 			t.Fatal("the next leader has not revoked the key")
 		case <-time.After(20 * time.Millisecond):
 		}
+	}
+}
+
+// A join token pins what the NATS server presents, which may be signed by others than the controller's own certificate.
+func TestTokenPinsTheServer(t *testing.T) {
+	dir := t.TempDir()
+	keys := filepath.Join(dir, "identity")
+	url := external(t, keys)
+	own, err := controller.ListCA(keys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := controller.NATSConfig(filepath.Join(dir, "other"), "127.0.0.1:0", dir, dir, nil); err != nil { // a certificate by another authority
+		t.Fatal(err)
+	}
+	data := filepath.Join(dir, "one")
+	beside(t, "one", url, data, keys, func(c *controller.Config) {
+		c.TLSCert, c.TLSKey = filepath.Join(dir, "server.pem"), filepath.Join(dir, "server.key")
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	client, err := api.Dial(ctx, api.ClientConfig{
+		Server: url, Creds: filepath.Join(data, controller.AdminCreds), CA: filepath.Join(data, controller.CABundle), Timeout: 10 * time.Second,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	registry := api.NewRegistry()
+	var reply api.Reply
+	for _, c := range []struct {
+		kind resource.Kind
+		body string
+	}{
+		{resource.KindZone, `{"name":"z","request":"1"}`},
+		{resource.KindCluster, `{"name":"c","zone":"z","request":"2"}`},
+		{resource.KindHostToken, `{"cluster":"c","request":"3"}`},
+	} {
+		raw, err := client.Call(ctx, registry.Find(c.kind, "create"), []byte(c.body))
+		if err != nil {
+			t.Fatalf("%s: %v", c.kind, err)
+		}
+		reply = api.Reply{}
+		if err := json.Unmarshal(raw, &reply); err != nil {
+			t.Fatal(err)
+		}
+	}
+	token, err := desired.ParseJoinToken(reply.Token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if token.Pin != own[0].Pin {
+		t.Errorf("the token pins %s, the server presents %s", token.Pin, own[0].Pin)
 	}
 }

@@ -91,6 +91,9 @@ func (c *controller) sessionJWT(s *resource.Session) (string, error) {
 // door is where hosts and people reach NATS, and what they can tell it by.
 func (c *controller) door() (urls []string, pin, ca string) {
 	pin, ca = c.certs.Pin(), c.certs.CABundle()
+	if p := c.serverPin.Load(); p != nil {
+		pin = *p
+	}
 	for u := range strings.SplitSeq(c.site.ClientURL(), ",") {
 		parsed, err := url.Parse(strings.TrimSpace(u))
 		if err != nil || parsed.Host == "" {
