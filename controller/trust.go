@@ -135,16 +135,16 @@ const revokeRetry = time.Second
 // revoke makes the servers refuse, and cut off, whom the journal says to have lost its credentials: all of them when this controller
 // comes to lead, since another may have died before it did, and then each as it is committed.
 func (c *controller) revoke(ctx context.Context) error {
-	from := c.store.Seq()
-	var all []identity.Revocation
-	for r := range resource.All[*resource.Revocation](c.store.View()) {
-		all = append(all, revocation(r))
-	}
-	if err := c.takeAway(ctx, all); err != nil {
-		return err
-	}
 	for {
-		err := c.store.Changes(ctx, from, func(done store.Committed) error {
+		view := c.store.View()
+		var all []identity.Revocation
+		for r := range resource.All[*resource.Revocation](view) {
+			all = append(all, revocation(r))
+		}
+		if err := c.takeAway(ctx, all); err != nil {
+			return err
+		}
+		err := c.store.Changes(ctx, view.Seq(), func(done store.Committed) error {
 			var list []identity.Revocation
 			for _, e := range done.Entries {
 				for _, ch := range e.Changes {
@@ -153,13 +153,11 @@ func (c *controller) revoke(ctx context.Context) error {
 					}
 				}
 			}
-			from = done.Seq
 			return c.takeAway(ctx, list)
 		})
 		if !errors.Is(err, store.ErrGone) {
 			return err
 		}
-		return c.revoke(ctx)
 	}
 }
 

@@ -61,7 +61,7 @@ What clients must trust is in <data>/ca.pem.`,
 			cfg.Log = log
 			// To whoever starts it for the first time, and to no log.
 			cfg.FirstPassword = func(password string) {
-				fmt.Fprintf(cmd.OutOrStdout(), "The admin account's one-time password, which is not shown again: %s\nLog in with it: shoalctl login --account admin\n", password)
+				_, _ = fmt.Fprintf(cmd.OutOrStdout(), "The admin account's one-time password, which is not shown again: %s\nLog in with it: shoalctl login --account admin\n", password)
 			}
 			tuneGC()
 			if cfg.Name == "" {

@@ -390,7 +390,9 @@ func hideReasons(err *resource.Error, seen func(resource.Reason) bool) *resource
 type unobserved struct{}
 
 func (unobserved) Status(string, desired.Ref) (desired.Status, bool) { return desired.Status{}, false }
-func (unobserved) Host(string) resource.HostObservation              { return resource.HostObservation{} }
+
+func (unobserved) Host(string) resource.HostObservation { return resource.HostObservation{} }
+
 func (unobserved) Published(string, desired.Ref) (resource.PublishedItem, bool) {
 	return resource.PublishedItem{}, false
 }

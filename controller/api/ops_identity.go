@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -124,8 +125,12 @@ func accounts(g *Registry) {
 		Kind: KindIdentity, Verb: "get", Result: ResultOne, Scope: ScopeOwn, Summary: "Show who you are",
 		Help: "Account and user, until when the session lasts, and what kind of rights it has.", Example: "shoalctl identity get", Paths: []string{"whoami"},
 		Columns: []Column{
-			{Title: "NAME", Path: "name"}, {Title: "ACCOUNT", Path: "account"}, {Title: "USER", Path: "user"}, {Title: "RIGHTS", Path: "rights"},
-			{Title: "EXPIRES", Path: "expires", As: "time"}, {Title: "SESSION", Path: "session", Wide: true},
+			{Title: "NAME", Path: "name"},
+			{Title: "ACCOUNT", Path: "account"},
+			{Title: "USER", Path: "user"},
+			{Title: "RIGHTS", Path: "rights"},
+			{Title: "EXPIRES", Path: "expires", As: "time"},
+			{Title: "SESSION", Path: "session", Wide: true},
 		},
 	}, func(env *Env, r resource.Reader, _ *struct{}) (any, error) {
 		who := env.caller
@@ -232,9 +237,9 @@ func quotas(g *Registry) {
 			return Outcome{}, err
 		}
 		a = resource.Copy(a)
-		all := map[resource.Quota]uint64{}
-		for q, n := range a.Quotas {
-			all[q] = n
+		all := maps.Clone(a.Quotas)
+		if all == nil {
+			all = map[resource.Quota]uint64{}
 		}
 		for _, l := range p.Limits {
 			all[l.Quota] = l.Limit

@@ -23,6 +23,7 @@ func (emptyReader) Named(resource.Kind, string) iter.Seq[resource.Resource] {
 func (emptyReader) Referrers(_, _ resource.Kind, _ string) iter.Seq[resource.Resource] {
 	return none[resource.Resource]
 }
+
 func (emptyReader) Owned(resource.Kind, string) iter.Seq[resource.Resource] {
 	return none[resource.Resource]
 }

@@ -336,10 +336,10 @@ func deleteAccount(tx resource.Tx, a *resource.Account, opt DeleteOptions) ([]De
 			out = append(out, Deleted{kind, r.Base().ID, r.Base().Name, ActionDelete})
 			switch kind {
 			case resource.KindSession, resource.KindShare, resource.KindUser, resource.KindGroup, resource.KindPolicy:
-				continue
+			default:
+				owned = append(owned, resource.Reason{Kind: kind, ID: r.Base().ID, Name: r.Base().Name, Why: "it would go with it"})
+				users = append(users, strangers(tx, a.ID, r)...)
 			}
-			owned = append(owned, resource.Reason{Kind: kind, ID: r.Base().ID, Name: r.Base().Name, Why: "it would go with it"})
-			users = append(users, strangers(tx, a.ID, r)...)
 		}
 	}
 	if len(users) > 0 {

@@ -240,9 +240,9 @@ func (d *deletion) check(root resource.Resource) error {
 	for _, r := range d.order[1:] {
 		switch r.kind {
 		case resource.KindSecRule, resource.KindIPRange, resource.KindShare, resource.KindSession, resource.KindHostToken, resource.KindEnrolment:
-			continue
+		default:
+			users = append(users, resource.Reason{Kind: r.kind, ID: r.id, Name: d.doomed[r].Base().Name, Why: "it would go with it"})
 		}
-		users = append(users, resource.Reason{Kind: r.kind, ID: r.id, Name: d.doomed[r].Base().Name, Why: "it would go with it"})
 	}
 	for _, l := range d.links {
 		switch n := d.tx.Get(l.from.kind, l.from.id).(type) {

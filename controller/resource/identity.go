@@ -36,9 +36,17 @@ const (
 func Quotas() []QuotaDefault {
 	const gib, tib = 1 << 30, 1 << 40
 	return []QuotaDefault{
-		{QuotaVMs, 20}, {QuotaRunning, 20}, {QuotaCPUs, 60}, {QuotaMemory, 80 * gib},
-		{QuotaVolumes, 40}, {QuotaVolumeBytes, 10 * tib}, {QuotaImages, 20}, {QuotaImageBytes, 10 * tib},
-		{QuotaSecGroups, 20}, {QuotaL3, 20}, {QuotaVXLAN, 8},
+		{QuotaVMs, 20},
+		{QuotaRunning, 20},
+		{QuotaCPUs, 60},
+		{QuotaMemory, 80 * gib},
+		{QuotaVolumes, 40},
+		{QuotaVolumeBytes, 10 * tib},
+		{QuotaImages, 20},
+		{QuotaImageBytes, 10 * tib},
+		{QuotaSecGroups, 20},
+		{QuotaL3, 20},
+		{QuotaVXLAN, 8},
 	}
 }
 
@@ -144,17 +152,16 @@ func (u *User) Clone() Resource { c := *u; return &c }
 func (u *User) Refs() []Ref {
 	return slices.Concat(
 		refs(Ref{KindAccount, u.AccountID, Parent, "account_id"}),
-		linkAll(KindGroup, Link, "group_ids", u.GroupIDs), linkAll(KindPolicy, Link, "policy_ids", u.PolicyIDs),
+		linkAll(KindGroup, "group_ids", u.GroupIDs), linkAll(KindPolicy, "policy_ids", u.PolicyIDs),
 	)
 }
 
 // Unlink implements Unlinker.
 func (u *User) Unlink(kind Kind, id string) Resource {
 	c := *u
-	switch kind {
-	case KindGroup:
+	if kind == KindGroup {
 		c.GroupIDs = without(u.GroupIDs, id)
-	case KindPolicy:
+	} else {
 		c.PolicyIDs = without(u.PolicyIDs, id)
 	}
 	return &c
@@ -198,7 +205,7 @@ func (g *Group) Clone() Resource { c := *g; return &c }
 
 // Refs implements Resource.
 func (g *Group) Refs() []Ref {
-	return slices.Concat(refs(Ref{KindAccount, g.AccountID, Parent, "account_id"}), linkAll(KindPolicy, Link, "policy_ids", g.PolicyIDs))
+	return slices.Concat(refs(Ref{KindAccount, g.AccountID, Parent, "account_id"}), linkAll(KindPolicy, "policy_ids", g.PolicyIDs))
 }
 
 // Unlink implements Unlinker.

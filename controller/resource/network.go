@@ -136,7 +136,7 @@ func (l *L2) Clone() Resource { c := *l; return &c }
 
 // Refs implements Resource.
 func (l *L2) Refs() []Ref {
-	return refs(append(linkAll(KindCluster, Link, "cluster_ids", l.ClusterIDs),
+	return refs(append(linkAll(KindCluster, "cluster_ids", l.ClusterIDs),
 		Ref{KindZone, l.ZoneID, Parent, "zone_id"}, Ref{KindVXLANPool, l.PoolID, Parent, "pool_id"})...)
 }
 
@@ -510,7 +510,7 @@ func (n *NIC) Clone() Resource { c := *n; return &c }
 
 // Refs implements Resource. A network with NICs in it can't be deleted before their VMs.
 func (n *NIC) Refs() []Ref {
-	return refs(append(linkAll(KindSecGroup, Link, "secgroup_ids", n.SecGroupIDs), Ref{KindVM, n.VMID, Parent, "vm_id"}, Ref{KindL3, n.L3ID, Needs, "l3_id"})...)
+	return refs(append(linkAll(KindSecGroup, "secgroup_ids", n.SecGroupIDs), Ref{KindVM, n.VMID, Parent, "vm_id"}, Ref{KindL3, n.L3ID, Needs, "l3_id"})...)
 }
 
 // Unlink implements Unlinker.

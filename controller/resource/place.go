@@ -146,7 +146,7 @@ func (s *Storage) Clone() Resource { c := *s; return &c }
 
 // Refs implements Resource.
 func (s *Storage) Refs() []Ref {
-	return refs(append(linkAll(KindCluster, Link, "cluster_ids", s.ClusterIDs), Ref{KindZone, s.ZoneID, Parent, "zone_id"})...)
+	return refs(append(linkAll(KindCluster, "cluster_ids", s.ClusterIDs), Ref{KindZone, s.ZoneID, Parent, "zone_id"})...)
 }
 
 // Unlink implements Unlinker.

@@ -236,11 +236,11 @@ func refs(all ...Ref) []Ref {
 	return slices.DeleteFunc(all, func(r Ref) bool { return r.ID == "" })
 }
 
-// linkAll makes references of a list.
-func linkAll(kind Kind, mode Mode, field string, ids []string) []Ref {
+// linkAll makes references of mode Link of a list.
+func linkAll(kind Kind, field string, ids []string) []Ref {
 	out := make([]Ref, len(ids))
 	for i, id := range ids {
-		out[i] = Ref{kind, id, mode, field}
+		out[i] = Ref{kind, id, Link, field}
 	}
 	return out
 }

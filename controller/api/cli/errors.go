@@ -105,9 +105,7 @@ func (a *App) fail(err error) int {
 			code = ExitNotFound
 		case resource.CodeConflict, resource.CodeInUse:
 			code = ExitConflict
-		case resource.CodeCapacity:
-			code = ExitCapacity
-		case resource.CodeQuota:
+		case resource.CodeCapacity, resource.CodeQuota:
 			code = ExitCapacity
 		case resource.CodeForbidden, resource.CodeLogin:
 			code = ExitForbidden

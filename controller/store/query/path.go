@@ -469,6 +469,7 @@ func (nothing) Named(resource.Kind, string) iter.Seq[resource.Resource] {
 func (nothing) Referrers(_, _ resource.Kind, _ string) iter.Seq[resource.Resource] {
 	return none[resource.Resource]
 }
+
 func (nothing) Owned(resource.Kind, string) iter.Seq[resource.Resource] {
 	return none[resource.Resource]
 }
