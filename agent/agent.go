@@ -2,11 +2,10 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
+	"io"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -17,6 +16,7 @@ import (
 	"shoal/agent/domain"
 	"shoal/agent/engine"
 	"shoal/agent/host"
+	"shoal/agent/install"
 	"shoal/agent/ledger"
 	"shoal/agent/link"
 	"shoal/agent/netdev"
@@ -29,10 +29,14 @@ import (
 
 // Config is what an agent needs.
 type Config struct {
-	// NATSURL is the controllers' NATS, one server or several, separated by commas.
-	NATSURL string
-	// Creds is the host's credentials file; its user name is the host's id.
+	// Creds is the host's credentials file, for a host that has not joined; its user name is the host's id. It is replaced by newer
+	// ones. Without it, the agent is who the host is since it joined, and waits until it has.
 	Creds string
+	// NATSURL is the controllers' NATS that goes with Creds, one server or several, separated by commas, and CA the file with the
+	// authorities that sign the servers' certificates, "" for the system's.
+	NATSURL, CA string
+	// TokenFile is a file with a join token, for a host that has not joined. It is removed afterwards. See install.Await.
+	TokenFile string
 	// Data is the agent's directory, which is made if it is not there. One agent at a time has it.
 	Data string
 	// Libvirt is libvirtd's socket.
@@ -44,14 +48,13 @@ type Config struct {
 
 // Run is an agent. It returns nil when ctx ends, and leaves everything on the host as it is.
 func Run(ctx context.Context, cfg Config) error {
-	hostID, err := link.HostOf(cfg.Creds)
-	if err != nil {
+	who, lock, err := identity(ctx, cfg)
+	if err != nil || who == nil {
 		return err
 	}
+	defer lock.Close()
+	hostID := who.Host()
 	log := cfg.Log.With().Str("host", hostID).Logger()
-	if err := makeData(cfg.Data); err != nil {
-		return err
-	}
 	book, err := ledger.Open(filepath.Join(cfg.Data, "ledger"))
 	if err != nil {
 		return err
@@ -66,11 +69,7 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 
 	a := &agent{book: book, log: log, self: desired.HostFacts{Version: cfg.Version, Started: time.Now().UTC()}}
-	a.link, err = link.New(link.Config{
-		URL: cfg.NATSURL, Creds: cfg.Creds, Host: hostID, Names: filepath.Join(cfg.Data, "reported.json"),
-		OnDocument: a.accept, OnAhead: a.ahead, Log: log,
-	})
-	if err != nil {
+	if err := a.connect(cfg, who); err != nil {
 		return err
 	}
 	a.engine = engine.New(engine.Config{Reporter: a.link, Log: log})
@@ -80,13 +79,14 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	if err := a.addKinds(cfg, hostID, libvirt, sensor); err != nil {
+	if err := a.addKinds(cfg, who, libvirt, sensor); err != nil {
 		return err
 	}
 
 	if doc, ok := book.Document(); ok {
 		if doc.Head.Host != hostID {
-			return fmt.Errorf("the ledger in %s is host %s's and the credentials are host %s's: use another --data, or the right credentials", cfg.Data, doc.Head.Host, hostID)
+			return fmt.Errorf("the ledger in %s is host %s's and the credentials are host %s's: what runs here is the former's, and nothing of it is touched; "+
+				"go back to that host's credentials or use another --data, or, if it is to be given up, move %s away", cfg.Data, doc.Head.Host, hostID, filepath.Join(cfg.Data, "ledger"))
 		}
 		log.Info().Uint64("gen", doc.Head.Gen).Msg("document in force from the ledger")
 		a.self.Gen = doc.Head.Gen
@@ -96,28 +96,10 @@ func Run(ctx context.Context, cfg Config) error {
 	group, running := errgroup.WithContext(ctx)
 	group.Go(func() error { return a.engine.Run(running) })
 	group.Go(func() error { return a.link.Run(running) })
+	group.Go(func() error { return a.renewer.Run(running) })
 	group.Go(func() error { return sensor.Run(running, a.inventory) })
 	if err := group.Wait(); ctx.Err() == nil {
 		return err
-	}
-	return nil
-}
-
-// makeData makes the agent's directory, if it is not there. Others may go through it and not look into it: DHCP servers, which
-// are nobody, get at their files below it. One that is there is the operator's, and stays as it is.
-func makeData(dir string) error {
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
-		return fmt.Errorf("make data directory: %w", err)
-	}
-	err := os.Mkdir(dir, 0o711)
-	if errors.Is(err, fs.ErrExist) {
-		return nil
-	}
-	if err == nil {
-		err = os.Chmod(dir, 0o711) // whatever the umask
-	}
-	if err != nil {
-		return fmt.Errorf("make data directory: %w", err)
 	}
 	return nil
 }
@@ -127,7 +109,9 @@ type agent struct {
 	book   *ledger.Ledger
 	engine *engine.Engine
 	link   *link.Link
-	log    zerolog.Logger
+	// renewer keeps what the link connects with fresh.
+	renewer *install.Renewer
+	log     zerolog.Logger
 
 	mu   sync.Mutex
 	self desired.HostFacts
@@ -135,8 +119,89 @@ type agent struct {
 	counted bool
 }
 
+// identity is who the host is, and the lock on that. It is nil when ctx ends while the host has not joined.
+func identity(ctx context.Context, cfg Config) (*install.Identity, io.Closer, error) {
+	if cfg.Creds == "" {
+		return install.Await(ctx, install.AwaitConfig{Data: cfg.Data, Token: cfg.TokenFile, Version: cfg.Version, Log: cfg.Log})
+	}
+	if err := install.MakeData(cfg.Data); err != nil {
+		return nil, nil, err
+	}
+	lock, err := install.Lock(cfg.Data)
+	if err != nil {
+		return nil, nil, err
+	}
+	who, err := install.Given(install.GivenConfig{Creds: cfg.Creds, CA: cfg.CA, URLs: cfg.NATSURL, Data: cfg.Data})
+	if err != nil {
+		_ = lock.Close()
+		return nil, nil, err
+	}
+	return who, lock, nil
+}
+
+// connect makes the link and what renews its credentials, which need each other.
+func (a *agent) connect(cfg Config, who *install.Identity) error {
+	var err error
+	a.renewer, err = install.NewRenewer(install.RenewConfig{
+		Identity: who, Log: a.log,
+		Ask: func(ctx context.Context, verb string, body []byte) ([]byte, error) {
+			return a.link.Ask(ctx, verb, body)
+		},
+		Renewed: func(servers, expired bool) {
+			if servers {
+				if err := a.link.SetServers(who.URLs()); err != nil {
+					a.log.Warn().Err(err).Msg("other servers not taken over")
+				}
+			}
+			if expired {
+				a.link.Redial()
+			}
+		},
+	})
+	if err != nil {
+		return err
+	}
+	since := time.Now().UTC()
+	note := func(c install.Connection) {
+		c.Host, c.Since = who.Host(), since
+		if err := install.WriteConnection(cfg.Data, c); err != nil {
+			a.log.Warn().Err(err).Msg("state of the connection not kept")
+		}
+	}
+	note(install.Connection{})
+	last := link.State{}
+	linked := link.Config{
+		URL: strings.Join(who.URLs(), ","), Creds: who.Creds(), Host: who.Host(), Names: filepath.Join(cfg.Data, "reported.json"),
+		OnDocument: a.accept, OnAhead: a.ahead, Log: a.log,
+		OnState: func(s link.State) {
+			if s.Connected {
+				a.renewer.Connected()
+			} else {
+				a.renewer.Disconnected(s.Refused)
+			}
+			if s.Connected == last.Connected && s.Server == last.Server && fmt.Sprint(s.Err) == fmt.Sprint(last.Err) {
+				return
+			}
+			if s.Connected != last.Connected {
+				since = time.Now().UTC()
+			}
+			last = s
+			c := install.Connection{Connected: s.Connected, Server: s.Server}
+			if s.Err != nil {
+				c.Error = s.Err.Error()
+			}
+			note(c)
+		},
+	}
+	if who.Private() {
+		linked.Roots = who.Roots
+	}
+	a.link, err = link.New(linked)
+	return err
+}
+
 // addKinds gives the engine everything that it can drive.
-func (a *agent) addKinds(cfg Config, hostID string, libvirt *domain.Socket, sensor *probe.Probe) error {
+func (a *agent) addKinds(cfg Config, who *install.Identity, libvirt *domain.Socket, sensor *probe.Probe) error {
 	machine := host.Machine{}
 	patience := &host.Patience{}
 
@@ -144,12 +209,12 @@ func (a *agent) addKinds(cfg Config, hostID string, libvirt *domain.Socket, sens
 	if err != nil {
 		return err
 	}
-	files := volume.Config{Data: cfg.Data, Host: hostID, Run: machine, Files: volume.Disk{}, Patience: patience, Log: a.log}
+	files := volume.Config{Data: cfg.Data, Host: who.Host(), Run: machine, Files: volume.Disk{}, Patience: patience, Log: a.log}
 	volumes, err := volume.New(files)
 	if err != nil {
 		return err
 	}
-	images, err := volume.NewImages(files, a.link, nil)
+	images, err := volume.NewImages(files, a.link, install.HTTPClient(who.Roots))
 	if err != nil {
 		return err
 	}

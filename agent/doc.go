@@ -4,6 +4,8 @@
 //	  ▲                                       │
 //	  └───────────── statuses, facts ◀────────┘
 //
+// Who the host is, and how it comes to be that, is agent/install's.
+//
 // What a host was last told is in its ledger, so that an agent needs nobody to do its work: it acts on the ledger as soon as it
 // starts, before and without a connection. Ending an agent ends nothing else: guests, DHCP servers, rules and mounts
 // stay, and the next agent finds them.

@@ -13,24 +13,26 @@
 // Statuses: the newest of each item wins, is sent until the server has acknowledged it, and again after each
 // reconnection, for the server may have lost what it had acknowledged. What is gone is purged.
 //
-// Everything works, or waits, with no server in sight: at the start, for hours, and while credentials are refused.
+// Everything works, or waits, with no server in sight: at the start, for hours, and while credentials are refused. Credentials and
+// certificates are read anew at each attempt. A server that refuses the credentials is tried less and less often, at the least
+// every hour, and at once after Redial.
 //
 // # What it leaves to others
 //
-// Whether a document is accepted is the ledger's decision, what is done about it the engine's.
+// Whether a document is accepted is the ledger's decision, what is done about it the engine's. Where credentials come from
+// and what to do about refused ones is agent/install's.
 package link
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nats.go"
 	"github.com/rs/zerolog"
 
@@ -44,8 +46,13 @@ type Config struct {
 	URL string
 	// Creds is the credentials file. It is read anew at each connection attempt, so that renewed ones are taken.
 	Creds string
-	// Host is this host's id: the user name in the credentials. See HostOf.
+	// Roots gives the authorities that may vouch for servers (nil: the system's) at each connection attempt. Where it is set, servers
+	// must use TLS; where it is not, their URLs say it. TLS is 1.3 in any case.
+	Roots func() (*x509.CertPool, error)
+	// Host is this host's id: the user name in the credentials.
 	Host string
+	// OnState is told of each connection and of each failure to get or keep one, in order. It must return soon.
+	OnState func(State)
 	// OnDocument takes each new document. It is called from Run's goroutine; nothing is read while it runs. With an error the
 	// document is handed on again after a while.
 	OnDocument func(desired.Document) error
@@ -63,8 +70,10 @@ type Config struct {
 	HeartbeatEvery time.Duration // 30 s
 	// Spread is over how long all statuses are sent again after a reconnection, so that a fleet does not do it at once. 5 s
 	Spread time.Duration
-	// ReconnectWait and ReconnectJitter are the client's. 2 s, 3 s
+	// ReconnectWait and ReconnectJitter are how long to wait between attempts. 2 s, 3 s
 	ReconnectWait, ReconnectJitter time.Duration
+	// RefusedWait is the longest wait while credentials are refused. 1 h
+	RefusedWait time.Duration
 	// Options are added to the client's, for tests.
 	Options []nats.Option
 }
@@ -76,28 +85,12 @@ type Link struct {
 	nc     atomic.Pointer[nats.Conn]
 	view   *view
 	report *reporter
-	// connected wakes Run after each connection.
-	connected chan struct{}
-}
-
-// HostOf is the host id in a credentials file.
-func HostOf(creds string) (string, error) {
-	b, err := os.ReadFile(creds)
-	if err != nil {
-		return "", fmt.Errorf("read credentials: %w", err)
-	}
-	token, err := jwt.ParseDecoratedJWT(b)
-	if err != nil {
-		return "", fmt.Errorf("read credentials %s: %w", creds, err)
-	}
-	claims, err := jwt.DecodeUserClaims(token)
-	if err != nil {
-		return "", fmt.Errorf("read credentials %s: %w", creds, err)
-	}
-	if !subjects.ValidToken(claims.Name) {
-		return "", fmt.Errorf("read credentials %s: the user name %q is not a host id", creds, claims.Name)
-	}
-	return claims.Name, nil
+	// connected wakes Run after each connection, redial the wait for the first one.
+	connected, redial chan struct{}
+	refusals          atomic.Int32 // in a row
+	failure           failure
+	telling           sync.Mutex
+	servers           atomic.Pointer[[]string] // other ones than cfg.URL's
 }
 
 // New makes a link. It connects in Run.
@@ -108,12 +101,13 @@ func New(cfg Config) (*Link, error) {
 	for d, def := range map[*time.Duration]time.Duration{
 		&cfg.ProbeEvery: 30 * time.Second, &cfg.ResyncEvery: 10 * time.Minute, &cfg.HeartbeatEvery: 30 * time.Second,
 		&cfg.Spread: 5 * time.Second, &cfg.ForgetAfter: time.Minute, &cfg.ReconnectWait: 2 * time.Second, &cfg.ReconnectJitter: 3 * time.Second,
+		&cfg.RefusedWait: time.Hour,
 	} {
 		if *d <= 0 {
 			*d = def
 		}
 	}
-	l := &Link{cfg: cfg, log: cfg.Log, connected: make(chan struct{}, 1)}
+	l := &Link{cfg: cfg, log: cfg.Log, connected: make(chan struct{}, 1), redial: make(chan struct{}, 1)}
 	l.view = newView(cfg.Host)
 	var err error
 	if l.report, err = newReporter(cfg.Host, cfg.Names, cfg.Log); err != nil {
@@ -130,38 +124,11 @@ func (l *Link) Report(ref desired.Ref, status *desired.Status) { l.report.put(re
 
 // Run connects and works until ctx ends; the error is nil then. It can be called once.
 func (l *Link) Run(ctx context.Context) error {
-	nc, err := nats.Connect(l.cfg.URL, append([]nats.Option{
-		nats.Name("shoal-agent " + l.cfg.Host),
-		nats.UserCredentials(l.cfg.Creds),
-		nats.CustomInboxPrefix(subjects.Inbox(l.cfg.Host)),
-		// A server that is away or refuses us, for however long, is no reason to give up: hosts live on alone.
-		nats.RetryOnFailedConnect(true),
-		nats.MaxReconnects(-1),
-		nats.IgnoreAuthErrorAbort(),
-		nats.ReconnectWait(l.cfg.ReconnectWait),
-		nats.ReconnectJitter(l.cfg.ReconnectJitter, l.cfg.ReconnectJitter),
-		nats.Timeout(10 * time.Second),
-		nats.PingInterval(10 * time.Second),
-		nats.MaxPingsOutstanding(2),
-		// Nothing is buffered for a server that is away: the newest of each status is sent when it is back.
-		nats.ReconnectBufSize(-1),
-		nats.ConnectHandler(func(nc *nats.Conn) { l.onConnect(nc, "connected") }),
-		nats.ReconnectHandler(func(nc *nats.Conn) { l.onConnect(nc, "reconnected") }),
-		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
-			l.report.pause()
-			if ctx.Err() == nil {
-				l.log.Warn().Err(err).Msg("disconnected from the controller")
-			}
-		}),
-		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
-			l.log.Warn().Err(err).Msg("connection error")
-		}),
-	}, l.cfg.Options...)...)
-	if err != nil {
-		return fmt.Errorf("connect to %s: %w", l.cfg.URL, err)
+	nc := l.connect(ctx)
+	if nc == nil {
+		return nil
 	}
 	defer nc.Close()
-	l.nc.Store(nc)
 	hints := make(chan *nats.Msg, 64)
 	// The head is written last, and one hint for a document is enough.
 	sub, err := nc.ChanSubscribe(subjects.Hint(l.cfg.Host, subjects.HeadKey), hints)
@@ -245,14 +212,6 @@ const (
 	againMax = 5 * time.Second
 )
 
-func (l *Link) onConnect(nc *nats.Conn, how string) {
-	l.log.Info().Str("server", nc.ConnectedUrlRedacted()).Msg(how)
-	select {
-	case l.connected <- struct{}{}:
-	default:
-	}
-}
-
 // look reads the bucket, what is new in it or all of it, and hands a new document on.
 func (l *Link) look(ctx context.Context, whole bool) (complete bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
@@ -279,24 +238,6 @@ func (l *Link) look(ctx context.Context, whole bool) (complete bool, err error) 
 		l.view.delivered = doc.Head.Gen
 	}
 	return state != torn, nil
-}
-
-// request asks the controller something about this host, and gives its answer.
-func (l *Link) request(ctx context.Context, verb string, body []byte) ([]byte, error) {
-	nc := l.nc.Load()
-	if nc == nil || !nc.IsConnected() {
-		return nil, fmt.Errorf("ask the controller for %s: not connected", verb)
-	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	m, err := nc.RequestWithContext(ctx, subjects.AgentAPI(l.cfg.Host, verb), body)
-	if err != nil {
-		return nil, fmt.Errorf("ask the controller for %s: %w", verb, err)
-	}
-	if code := m.Header.Get("Nats-Service-Error-Code"); code != "" {
-		return nil, fmt.Errorf("ask the controller for %s: %s", verb, strings.TrimSpace(m.Header.Get("Nats-Service-Error")))
-	}
-	return m.Data, nil
 }
 
 // jitter varies a period by an eighth each way, so that a fleet does not act in step.

@@ -234,16 +234,6 @@ func receive[T any](t *testing.T, c <-chan T) T {
 	}
 }
 
-func TestHostOf(t *testing.T) {
-	got, err := HostOf(credsFile(t))
-	if got != hostID || err != nil {
-		t.Errorf("HostOf = %q, %v, want %q", got, err, hostID)
-	}
-	if _, err := HostOf(filepath.Join(t.TempDir(), "absent")); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("HostOf a missing file: %v", err)
-	}
-}
-
 func TestDocument_WholeAndInOrder(t *testing.T) {
 	b := newBench(t)
 	b.write(doc(t, 5, 3))

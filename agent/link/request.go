@@ -4,7 +4,29 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"time"
+
+	"shoal/agent/install"
+	"shoal/subjects"
 )
+
+// Ask asks the controller something about this host, and gives its answer. A refusal is an *install.RefusalError.
+func (l *Link) Ask(ctx context.Context, verb string, body []byte) ([]byte, error) {
+	nc := l.nc.Load()
+	if nc == nil || !nc.IsConnected() {
+		return nil, fmt.Errorf("ask the controller for %s: not connected", verb)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	m, err := nc.RequestWithContext(ctx, subjects.AgentAPI(l.cfg.Host, verb), body)
+	if err == nil {
+		err = install.Refused(m)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ask the controller for %s: %w", verb, err)
+	}
+	return m.Data, nil
+}
 
 // URLs asks where the content of an image can be fetched from. The addresses are signed and good for a short while.
 func (l *Link) URLs(ctx context.Context, image string) ([]string, error) {
@@ -12,7 +34,7 @@ func (l *Link) URLs(ctx context.Context, image string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := l.request(ctx, "image-url", req)
+	b, err := l.Ask(ctx, "image-url", req)
 	if err != nil {
 		return nil, err
 	}
