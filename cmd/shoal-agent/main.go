@@ -14,6 +14,7 @@ import (
 
 	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"shoal/agent"
 )
@@ -35,19 +36,30 @@ func command() *cobra.Command {
 	cfg := agent.Config{Version: version}
 	var level, format string
 	cmd := &cobra.Command{
-		Use:   "shoal-agent --nats-url URL --creds FILE",
+		Use:   "shoal-agent",
 		Short: "Make this host what its controller's document says, and keep it so",
 		Long: `shoal-agent dials the controller's NATS, takes this host's document, and brings bridges, DHCP servers, packet filters, storages, volumes
 and domains to what it says. It works on from its ledger (in --data) when nobody answers. Stopping it changes nothing on the host.
 
+It is the host that shoal-agent join made of this machine. Until that was run it waits. With a join token in the file
+identity/token in --data, or in --token-file, it joins by itself, tries for as long as it takes, and then overwrites and removes the token.
+It renews its credentials, and the certificates and servers that go with them, by itself.
+
+A host that was added with shoalctl host add --creds-out is given by --creds, --nats-url and --ca instead. Newer credentials are
+written into that file.
+
 It needs root, a running libvirtd, and dnsmasq, iptables, ipset, ebtables and qemu-img on the PATH.`,
-		Example: `  shoalctl host add h1 --cluster c1 --creds-out h1.creds     # where shoalctl works; then, on the host:
-  shoal-agent --nats-url nats://controller:4222 --creds h1.creds`,
+		Example: `  shoalctl host token create --cluster c1      # where shoalctl works; then, on the host:
+  shoal-agent join TOKEN
+  systemctl enable --now shoal-agent           # or run shoal-agent as it is`,
 		Args:          cobra.NoArgs,
 		Version:       fullVersion(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkGiven(cfg); err != nil {
+				return err
+			}
 			log, err := logger(os.Stderr, level, format)
 			if err != nil {
 				return err
@@ -56,19 +68,33 @@ It needs root, a running libvirtd, and dnsmasq, iptables, ipset, ebtables and qe
 			return agent.Run(cmd.Context(), cfg)
 		},
 	}
+	all := cmd.PersistentFlags()
+	all.StringVar(&cfg.Data, "data", "/var/lib/shoal-agent", "directory of the agent's own")
 	f := cmd.Flags()
-	f.StringVar(&cfg.NATSURL, "nats-url", "", "NATS of the controllers, several separated by commas")
-	f.StringVar(&cfg.Creds, "creds", "", "credentials file of this host, from shoalctl host add --creds-out")
-	f.StringVar(&cfg.Data, "data", "/var/lib/shoal-agent", "directory of the agent's own")
+	f.StringVar(&cfg.TokenFile, "token-file", "", "file with a join token, which may come later; removed once this host has joined")
 	f.StringVar(&cfg.Libvirt, "libvirt", "/run/libvirt/libvirt-sock", "socket of libvirtd")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&format, "log-format", "json", "json or console")
-	for _, name := range []string{"nats-url", "creds"} {
-		if err := cmd.MarkFlagRequired(name); err != nil {
-			panic(err)
-		}
+	for _, flags := range []*pflag.FlagSet{f, status(&cfg, cmd).Flags()} {
+		flags.StringVar(&cfg.NATSURL, "nats-url", "", "with --creds: NATS of the controllers, several separated by commas")
+		flags.StringVar(&cfg.Creds, "creds", "", "credentials file of this host from shoalctl host add --creds-out, for a host that did not join")
+		flags.StringVar(&cfg.CA, "ca", "", "with --creds: file with the certificates that the controllers' must be signed by")
 	}
+	cmd.AddCommand(join(&cfg))
 	return cmd
+}
+
+// checkGiven refuses half of what describes a host that did not join.
+func checkGiven(cfg agent.Config) error {
+	switch {
+	case cfg.Creds == "" && (cfg.NATSURL != "" || cfg.CA != ""):
+		return errors.New("--nats-url and --ca go with --creds; a host that joined knows its servers")
+	case cfg.Creds != "" && cfg.NATSURL == "":
+		return errors.New("--creds needs --nats-url, such as tls://controller:4222")
+	case cfg.Creds != "" && cfg.TokenFile != "":
+		return errors.New("--creds and --token-file are two ways to be a host: give one")
+	}
+	return nil
 }
 
 // logger writes lines of JSON, or for people.
