@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -55,6 +56,11 @@ func TestMain(m *testing.M) {
 	}
 	code := m.Run()
 	if shared.bed != nil {
+		// Whatever the tests did, no secret may be anywhere in what is written down.
+		if err := shared.bed.leaks(); err != nil {
+			fmt.Fprintln(os.Stderr, "e2e: FAIL:", err)
+			code = max(code, 1)
+		}
 		shared.bed.down()
 	}
 	os.Exit(code)
@@ -115,9 +121,6 @@ func newBed() (*bed, error) {
 	if err := b.startController(); err != nil {
 		return b, err
 	}
-	if err := copyFile(b.ca(), b.shared("ca.pem")); err != nil {
-		return b, err
-	}
 	return b, b.populate()
 }
 
@@ -163,27 +166,16 @@ func (b *bed) populate() error {
 	return nil
 }
 
-// addHost makes a box, enrols it and waits until it is connected and its storage is ready.
+// addHost makes a box, has it join and waits until it is connected and its storage is ready.
 func (b *bed) addHost(name string, n int, cluster string) error {
-	creds := b.shared(name + ".creds")
-	if _, err := b.try("host", "add", name, "--cluster", cluster, "--creds-out", creds); err != nil {
+	if err := b.startBox(name, n); err != nil {
 		return err
 	}
-	// What systemd does on a real host: start the agent at boot, and again when it dies.
-	rc := fmt.Sprintf(`#!/bin/sh
-while :; do
-	/shared/bin/shoal-agent --nats-url tls://%s.1:4222 --creds /shared/%s.creds --ca /shared/ca.pem --data /var/lib/shoal-agent >>/var/log/shoal-agent.log 2>&1
-	sleep 0.1
-done
-`, b.net, name)
-	rcFile := filepath.Join(b.dir, name+".rc")
-	if err := os.WriteFile(rcFile, []byte(rc), 0o755); err != nil {
+	token, err := b.try("host", "token", "create", "--cluster", cluster, "-q")
+	if err != nil {
 		return err
 	}
-	if err := b.box("create", name, fmt.Sprint(n), rcFile); err != nil {
-		return err
-	}
-	if err := b.box("on", name); err != nil {
+	if _, err := b.tryIn(name, "/shared/bin/shoal-agent", "join", strings.TrimSpace(token), "--name", name); err != nil {
 		return err
 	}
 	var h struct{ ID string }
@@ -192,6 +184,25 @@ done
 	}
 	b.hosts[name] = h.ID
 	return b.connected(name)
+}
+
+// startBox makes a box whose agent runs and waits for an identity.
+func (b *bed) startBox(name string, n int) error {
+	// What systemd does on a real host: start the agent at boot, and again when it dies.
+	const rc = `#!/bin/sh
+while :; do
+	/shared/bin/shoal-agent >>/var/log/shoal-agent.log 2>&1
+	sleep 0.1
+done
+`
+	rcFile := filepath.Join(b.dir, name+".rc")
+	if err := os.WriteFile(rcFile, []byte(rc), 0o755); err != nil {
+		return err
+	}
+	if err := b.box("create", name, fmt.Sprint(n), rcFile); err != nil {
+		return err
+	}
+	return b.box("on", name)
 }
 
 // connected waits until a host's agent is.
@@ -319,6 +330,9 @@ func (b *bed) try(args ...string) (string, error) {
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	err := cmd.Run()
+	if !slices.Contains(args, "token") { // whose answer is a secret, and meant to be shown
+		b.record(out.Bytes(), errOut.Bytes())
+	}
 	if err != nil {
 		code := -1
 		if exit, ok := errors.AsType[*exec.ExitError](err); ok {

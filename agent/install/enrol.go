@@ -32,7 +32,9 @@ type JoinConfig struct {
 	// Token is a join token's text.
 	Token string
 	// Name is the name that the host wants; "" stands for the one that was asked for before, or the host name.
-	Name    string
+	Name string
+	// Cluster is the name or id of the cluster that the host insists on; a token for another is refused then.
+	Cluster string
 	Version string
 	// Force has a host that has joined do so again. Until it is admitted, it stays who it is.
 	Force bool
@@ -312,7 +314,7 @@ func (a *admission) ask(ctx context.Context, tok desired.JoinToken) (desired.Enr
 	}
 	b, err := g.ask(ctx, subjects.Guest(subjects.GuestEnrol), func(box string) ([]byte, error) {
 		return json.Marshal(desired.EnrolRequest{
-			Token: tok.ID, Secret: tok.Secret, PublicKey: a.public, Name: a.name, Version: a.cfg.Version, Machine: Facts(), Box: box,
+			Token: tok.ID, Secret: tok.Secret, PublicKey: a.public, Name: a.name, Cluster: a.cfg.Cluster, Version: a.cfg.Version, Machine: Facts(), Box: box,
 		})
 	})
 	if err != nil {

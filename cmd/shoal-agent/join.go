@@ -19,7 +19,7 @@ import (
 
 // join is the subcommand that makes a machine a host.
 func join(cfg *agent.Config) *cobra.Command {
-	var name, tokenFile string
+	var name, cluster, tokenFile string
 	var noWait, force bool
 	cmd := &cobra.Command{
 		Use:   "join [TOKEN]",
@@ -44,7 +44,7 @@ another id, the agent does not start before the old host's ledger is moved away:
 			out := cmd.OutOrStdout()
 			shown := false
 			j, err := install.Join(cmd.Context(), install.JoinConfig{
-				Data: cfg.Data, Token: token, Name: name, Version: cfg.Version, Force: force, NoWait: noWait,
+				Data: cfg.Data, Token: token, Name: name, Cluster: cluster, Version: cfg.Version, Force: force, NoWait: noWait,
 				Log: zerolog.New(zerolog.ConsoleWriter{Out: cmd.ErrOrStderr(), TimeFormat: time.RFC3339}).With().Timestamp().Logger(),
 				Pending: func(p install.Pending) {
 					if shown || noWait {
@@ -64,6 +64,7 @@ another id, the agent does not start before the old host's ledger is moved away:
 	}
 	f := cmd.Flags()
 	f.StringVar(&name, "name", "", "name that the host is to have (default: the host name)")
+	f.StringVar(&cluster, "cluster", "", "cluster that the token must be for; any where not given")
 	f.StringVar(&tokenFile, "token-file", "", "read the token from this file, which stays as it is, or from the standard input with -")
 	f.BoolVar(&noWait, "no-wait", false, "don't wait for an administrator: the running shoal-agent does")
 	f.BoolVar(&force, "force", false, "join although this machine has joined")
