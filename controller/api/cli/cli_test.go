@@ -686,7 +686,7 @@ func TestCommands_AllHaveHelp(t *testing.T) {
 	for _, op := range api.NewRegistry().Operations() {
 		var out bytes.Buffer
 		a := &cli.App{Out: &out, Err: io.Discard, Getenv: func(string) string { return "" }}
-		if code := a.Run(t.Context(), []string{string(op.Kind), op.Verb, "--help"}); code != 0 {
+		if code := a.Run(t.Context(), append(strings.Fields(api.Command(op.Kind)), op.Verb, "--help")); code != 0 {
 			t.Errorf("%s: exit code %d", op.Name(), code)
 		}
 		for _, want := range append([]string{op.Summary, "shoalctl"}, flagsOf(op)...) {
@@ -700,7 +700,9 @@ func TestCommands_AllHaveHelp(t *testing.T) {
 func flagsOf(op *api.Operation) []string {
 	var out []string
 	for _, p := range op.Params {
-		if p.Arg == 0 {
+		if p.Arg == 0 && p.Secret {
+			out = append(out, "--"+p.Flag+"-file")
+		} else if p.Arg == 0 {
 			out = append(out, "--"+p.Flag)
 		}
 	}

@@ -1,0 +1,116 @@
+package api
+
+import (
+	"encoding/json"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/nats-io/nkeys"
+
+	"shoal/controller/resource"
+)
+
+// TestLogin: who is not there, has no password or gives a wrong one gets one and the same answer.
+func TestLogin(t *testing.T) {
+	b := newBench(t)
+	_, _, acmes, _ := b.two()
+	box, err := nkeys.CreateCurveKeys()
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := box.PublicKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	user, err := nkeys.CreateUser()
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := user.PublicKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	login := func(from string, r LoginRequest) (LoginReply, error) {
+		r.Box, r.PublicKey = public, key
+		body, err := json.Marshal(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer, to, err := b.s.login(t.Context(), requestInfo{Host: from}, body)
+		if to != public {
+			t.Fatalf("the answer goes to %q", to)
+		}
+		if err != nil {
+			return LoginReply{}, err
+		}
+		return answer.(LoginReply), nil
+	}
+	b.do(adminCaller, "account.create", map[string]any{"name": "silent"})
+	var refusals []string
+	for i, r := range []LoginRequest{
+		{Account: "hush-acme", Password: "wrong"},
+		{Account: "nobody", Password: "wrong"},
+		{Account: "silent", Password: ""},
+		{Account: "silent", Password: "wrong"},
+		{Account: "hush-acme", User: "nobody", Password: "password of hush-acme"},
+		{Account: "hush-acme", User: "hush-user", Password: "wrong"},
+		{Account: strings.Repeat("x", 500), Password: "x"},
+	} {
+		_, err := login(string(rune('a'+i)), r)
+		if !resource.HasCode(err, resource.CodeLogin) {
+			t.Errorf("%+v: %v", r, err)
+			continue
+		}
+		refusals = append(refusals, err.Error())
+	}
+	for _, text := range refusals {
+		if text != refusals[0] {
+			t.Errorf("refusals differ: %q and %q", text, refusals[0])
+		}
+	}
+	got, err := login("x", LoginRequest{Account: "HUSH-acme", User: "hush-user", Password: "hush-password"})
+	if err != nil || got.Session == "" || got.Name != "hush-acme/hush-user" {
+		t.Fatalf("a user: %+v, %v", got, err)
+	}
+	s, err := resource.Get[*resource.Session](b.s.cfg.Store.View(), got.Session)
+	if err != nil || s.UserID != acmes[resource.KindUser] || s.From != "x" || s.PublicKey != key {
+		t.Errorf("the session is %+v, %v", s, err)
+	}
+	// The first password of the administrator is good for another one, once.
+	if got, err := login("y", LoginRequest{Account: "admin", Password: "first"}); err != nil || !got.MustChange || got.Session != "" {
+		t.Errorf("a one-time password: %+v, %v", got, err)
+	}
+	if _, err := login("y", LoginRequest{Account: "admin", Password: "first", NewPassword: "first"}); !resource.HasCode(err, resource.CodeInvalid) {
+		t.Errorf("the same password again: %v", err)
+	}
+}
+
+// FuzzGuests: whatever comes is answered, sealed or with a refusal that says nothing, and changes nothing.
+func FuzzGuests(f *testing.F) {
+	const box = "XAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+	for _, s := range []string{``, `{}`, `null`, `[]`, `{"box":1}`, `{"account":"admin","password":"first","box":"` + box + `"}`, `{"host":"h1","public_key":"U","signature":"!!","box":"` + box + `"}`, "{\"account\":\"\xff\"}"} {
+		f.Add([]byte(s))
+	}
+	b := newBench(&testing.T{})
+	f.Fuzz(func(t *testing.T, body []byte) {
+		seq := b.s.cfg.Store.View().Seq()
+		for name, handle := range map[string]func() (any, string, error){
+			"login": func() (any, string, error) { return b.s.login(t.Context(), requestInfo{}, body) },
+			"enrol": func() (any, string, error) { return b.s.enrol(t.Context(), requestInfo{}, body) },
+			"renew": func() (any, string, error) { return b.s.guestRenew(t.Context(), requestInfo{}, body) },
+		} {
+			_, to, err := handle()
+			var e *resource.Error
+			if err != nil && !errors.As(err, &e) {
+				t.Errorf("%s: %v is no refusal", name, err)
+			}
+			if to != "" && !nkeys.IsValidPublicCurveKey(to) {
+				t.Errorf("%s: answers are sealed to %q", name, to)
+			}
+		}
+		if b.s.cfg.Store.View().Seq() != seq {
+			t.Error("something was changed")
+		}
+	})
+}
