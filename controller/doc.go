@@ -22,4 +22,14 @@
 //     the image's record lists (controller/image). The key that signs their addresses lies with the shared identity.
 //   - Both ports speak TLS 1.3 only (controller/certificate). A private authority is made at the first start; nothing has to be
 //     set up for that, and there is no switch to go without.
+//
+// # Improvements on the design page, 2026-11-24
+//
+//   - Whoever has no credentials is a guest (account ENROLL): NATS gives those who connect without any a role that may ask for three things,
+//     a session, admission of a host, a host's expired credentials anew. So a join token is a line of text with an id, a secret and a
+//     pin, and holds no credentials; people log in on the port that everything else uses. Answers are sealed to a key of the asker's.
+//   - Rights are decided in one pure package, controller/access, on a view that holds what the caller may see; operations never see
+//     parameters that lead elsewhere.
+//   - A revocation is a resource, made in the transaction that ends a session or host: whoever leads brings the servers into line with them.
+//   - Hints (shoal.event) name the account that owns what changed, and an ordinary account hears its own only.
 package controller
