@@ -74,7 +74,7 @@ func checkImageURL(s string) error {
 func tasks(g *Registry) {
 	readable(g, resource.KindTask, "state=running",
 		Column{Title: "ID", Path: "id"}, Column{Title: "OP", Path: "op"}, Column{Title: "STATE", Path: "state"}, Column{Title: "PERCENT", Path: "status.percent"},
-		Column{Title: "ABOUT", Path: "names.resource_id"}, Column{Title: "CALLER", Path: "caller"}, Column{Title: "ERROR", Path: "error.message", Wide: true},
+		Column{Title: "ABOUT", Path: "names.resource_id"}, Column{Title: "CALLER", Path: "names.caller"}, Column{Title: "ERROR", Path: "error.message", Wide: true},
 		Column{Title: "REQUEST", Path: "request_id", Wide: true}, age())
 	type taskCancel struct {
 		ID string `json:"id" arg:"1" required:"true" ref:"task" help:"id"`

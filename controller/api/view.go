@@ -45,12 +45,23 @@ func names(r resource.Reader, res resource.Resource) map[string]any {
 		out[ref.Field] = append(list, name)
 	}
 	if t, ok := res.(*resource.Task); ok {
+		out["caller"] = callerName(r, t.Caller)
 		out["resource_id"] = t.ResourceID
 		if about := r.Get(t.ResourceKind, t.ResourceID); about != nil {
 			out["resource_id"] = about.Base().Name
 		}
 	}
 	return out
+}
+
+// callerName is what people know a caller by.
+func callerName(r resource.Reader, id string) string {
+	for _, kind := range []resource.Kind{resource.KindUser, resource.KindAccount} {
+		if res := r.Get(kind, id); res != nil {
+			return res.Base().Name
+		}
+	}
+	return id
 }
 
 // status is the derived status, with what only this process knows.
