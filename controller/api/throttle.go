@@ -83,9 +83,16 @@ func (t *throttle) succeeded(name string) {
 	delete(t.about, name)
 }
 
-// sweep forgets what is over.
+// sweep forgets what is over. It looks once in a while only, and lets go of all of one sort that has become too much: whoever comes
+// from that many addresses is not slowed down by remembering them.
 func (t *throttle) sweep(now time.Time) {
-	if now.Sub(t.swept) < time.Minute && len(t.from)+len(t.about) < maxThrottled {
+	if len(t.from) >= maxThrottled {
+		clear(t.from)
+	}
+	if len(t.about) >= maxThrottled {
+		clear(t.about)
+	}
+	if now.Sub(t.swept) < time.Minute {
 		return
 	}
 	t.swept = now
@@ -95,12 +102,9 @@ func (t *throttle) sweep(now time.Time) {
 		}
 	}
 	for k, l := range t.from {
-		if l.TokensAt(now) >= float64(t.burst) || len(t.from) > maxThrottled {
+		if l.TokensAt(now) >= float64(t.burst) {
 			delete(t.from, k)
 		}
-	}
-	if len(t.about) > maxThrottled {
-		clear(t.about)
 	}
 }
 
