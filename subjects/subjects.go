@@ -4,6 +4,7 @@
 // # Layout
 //
 //	JOURNAL            shoal.journal                        one message = one committed group of transactions
+//	                   shoal.journal.mark                   where a round of restating ended
 //	HISTORY            shoal.history.<host>.<kind>.<id>     every document item as published; observed keys are sourced in
 //	KV resources       $KV.resources.<kind>.<id>            projection of the journal
 //	KV desired_<host>  $KV.desired_<host>.<kind>.<id>       a host's items, and its head under the key "head"
@@ -30,6 +31,8 @@ import (
 const (
 	JournalStream  = "JOURNAL"
 	JournalSubject = "shoal.journal"
+	// JournalMarkSubject has the ends of the rounds in which the journal says once more what is there.
+	JournalMarkSubject = "shoal.journal.mark"
 	HistoryStream  = "HISTORY"
 
 	ResourcesBucket = "resources"

@@ -34,6 +34,24 @@ type Entry struct {
 // Group is what one message holds.
 type Group struct {
 	Entries []Entry `json:"entries"`
+	// After is the message that this one follows where there is a gap in the sequences between them: a restored journal goes
+	// on beyond every generation that hosts may have been told.
+	After *Position `json:"after,omitempty"`
+	// Mark is the end of a round of restating; such a message has no entries, and a subject of its own.
+	Mark *Mark `json:"mark,omitempty"`
+}
+
+// OpRestate is the operation of entries that say once more what resources are, unchanged: their last versions stay when
+// the messages before are purged. They are no changes, and no history.
+const OpRestate = "journal.restate"
+
+// Restates reports whether an entry changes nothing and only says once more what is.
+func (e Entry) Restates() bool { return e.Request.Op == OpRestate }
+
+// Mark says that every resource which is there has been restated, or changed, in the messages from From to this one: whoever
+// begins to read there, or anywhere before, has the whole state from the mark on.
+type Mark struct {
+	From uint64 `json:"from"`
 }
 
 // Encoded is the JSON of an entry, made once when its transaction has run.
@@ -114,7 +132,23 @@ func (g Group) Encode() ([]byte, error) {
 			return nil, err
 		}
 	}
-	return Join(entries), nil
+	b := Join(entries)
+	for _, more := range []struct {
+		name  string
+		value any
+		there bool
+	}{{"after", g.After, g.After != nil}, {"mark", g.Mark, g.Mark != nil}} {
+		if !more.there {
+			continue
+		}
+		v, err := desired.Canonical(more.value)
+		if err != nil {
+			return nil, fmt.Errorf("encode %s of journal group: %w", more.name, err)
+		}
+		b = append(fmt.Appendf(b[:len(b)-1], ",%q:", more.name), v...)
+		b = append(b, '}')
+	}
+	return b, nil
 }
 
 // Decode reads a group. Unknown fields are ignored: a newer controller may have written them.

@@ -25,13 +25,13 @@ var (
 	ErrTooLarge = errors.New("too large for one message of the journal")
 )
 
-// Config is the journal's stream. Nothing is ever taken out of it. Direct reads are off because a replica that lags
-// may answer them, and what is read from the journal decides.
+// Config is the journal's stream. Nothing is ever taken out of it but by Purge, from its beginning. Direct reads are off because
+// a replica that lags may answer them, and what is read from the journal decides.
 func Config() jetstream.StreamConfig {
 	return jetstream.StreamConfig{
 		Name:        subjects.JournalStream,
 		Description: "the truth: one message = one committed group of transactions",
-		Subjects:    []string{subjects.JournalSubject},
+		Subjects:    []string{subjects.JournalSubject, subjects.JournalMarkSubject},
 		Retention:   jetstream.LimitsPolicy,
 		Storage:     jetstream.FileStorage,
 		Discard:     jetstream.DiscardNew,
@@ -41,7 +41,6 @@ func Config() jetstream.StreamConfig {
 		Replicas:    1,
 		Duplicates:  2 * time.Minute,
 		DenyDelete:  true,
-		DenyPurge:   true,
 		AllowDirect: false,
 	}
 }
@@ -101,6 +100,10 @@ func (j *Journal) MaxMessage() int {
 // ErrDiverged or a refusal of the server mean that it is not stored. Only ErrUnknown, when ctx has ended before
 // the outcome was known, leaves it open; the writer must then read the journal again before it writes.
 func (j *Journal) Append(ctx context.Context, after Position, group []byte) (Position, error) {
+	return j.append(ctx, subjects.JournalSubject, after, group)
+}
+
+func (j *Journal) append(ctx context.Context, subject string, after Position, group []byte) (Position, error) {
 	if limit := j.MaxMessage(); len(group) > limit {
 		return Position{}, fmt.Errorf("append to journal: %d bytes, at most %d fit: %w", len(group), limit, ErrTooLarge)
 	}
@@ -115,7 +118,7 @@ func (j *Journal) Append(ctx context.Context, after Position, group []byte) (Pos
 	// open is set once a try may have reached the server without an answer.
 	open := false
 	for wait := 20 * time.Millisecond; ; wait = min(2*wait, time.Second) {
-		ack, err := j.publish(ctx, group, opts)
+		ack, err := j.publish(ctx, subject, group, opts)
 		if err == nil {
 			if ack.Sequence != at.Seq {
 				return Position{}, fmt.Errorf("append to journal: stored as %d instead of %d: %w", ack.Sequence, at.Seq, ErrDiverged)
@@ -167,7 +170,7 @@ func (j *Journal) Append(ctx context.Context, after Position, group []byte) (Pos
 const patience = 20 * time.Millisecond
 
 // publish tries once. An answer that was lost with the connection is not waited for.
-func (j *Journal) publish(ctx context.Context, group []byte, opts []jetstream.PublishOpt) (*jetstream.PubAck, error) {
+func (j *Journal) publish(ctx context.Context, subject string, group []byte, opts []jetstream.PublishOpt) (*jetstream.PubAck, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	nc := j.js.Conn()
@@ -181,7 +184,7 @@ func (j *Journal) publish(ctx context.Context, group []byte, opts []jetstream.Pu
 		}
 	})
 	defer late.Stop()
-	return j.js.PublishMsg(ctx, &nats.Msg{Subject: subjects.JournalSubject, Data: group}, opts...)
+	return j.js.PublishMsg(ctx, &nats.Msg{Subject: subject, Data: group}, opts...)
 }
 
 type fate int
@@ -289,9 +292,12 @@ func (j *Journal) Last(ctx context.Context) (Position, error) {
 		return Position{}, fmt.Errorf("read the journal's end: %w", err)
 	case info.State.LastSeq == 0:
 		return Position{}, nil
+	case info.State.Msgs == 0:
+		return Position{}, fmt.Errorf("read the journal's end: it was emptied up to message %d: %w", info.State.LastSeq, errHeadless)
 	case info.State.FirstSeq > 1:
-		return Position{}, fmt.Errorf("read the journal's end: its first message is %d instead of 1, so that the truth can't be rebuilt from it: restore a backup",
-			info.State.FirstSeq)
+		if _, err := j.whole(ctx, info.State.FirstSeq); err != nil {
+			return Position{}, fmt.Errorf("read the journal's end: %w", err)
+		}
 	}
 	p, err := j.at(ctx, info.State.LastSeq)
 	// The end may have moved meanwhile, but what was there stays; unless the stream went back.
@@ -311,13 +317,14 @@ func (j *Journal) FirstSince(ctx context.Context, t time.Time) (uint64, error) {
 	for lo < hi {
 		mid := lo + (hi-lo)/2
 		short, cancel := context.WithTimeout(ctx, requestTimeout)
-		m, err := j.stream.GetMsg(short, mid)
+		// The next one, where there is a gap or what was there is purged.
+		m, err := j.stream.GetMsg(short, mid, jetstream.WithGetMsgSubject(">"))
 		cancel()
 		if err != nil {
 			return 0, fmt.Errorf("read journal message %d: %w", mid, err)
 		}
 		if m.Time.Before(t) {
-			lo = mid + 1
+			lo = m.Sequence + 1
 		} else {
 			hi = mid
 		}
@@ -325,7 +332,7 @@ func (j *Journal) FirstSince(ctx context.Context, t time.Time) (uint64, error) {
 	return lo, nil
 }
 
-// Replay calls fn for every message from a sequence up to the end as it was when Replay began.
+// Replay calls fn for every message from a sequence up to the end as it was when Replay began. What was purged is left out.
 func (j *Journal) Replay(ctx context.Context, from uint64, fn func(Message) error) error {
 	last, err := j.Last(ctx)
 	if err != nil {
@@ -334,9 +341,13 @@ func (j *Journal) Replay(ctx context.Context, from uint64, fn func(Message) erro
 	if from = max(from, 1); from > last.Seq {
 		return nil
 	}
-	var before Position
+	before := Position{Seq: from - 1}
 	if from > 1 {
-		if before, err = j.at(ctx, from-1); err != nil {
+		there, err := j.at(ctx, from-1)
+		switch {
+		case err == nil:
+			before = there
+		case !errors.Is(err, jetstream.ErrMsgNotFound):
 			return err
 		}
 	}
@@ -366,7 +377,12 @@ func (j *Journal) follow(ctx context.Context, at Position, fn func(Message) erro
 	for wait := 50 * time.Millisecond; ; {
 		err := Session{
 			JS: j.js, Stream: subjects.JournalStream, From: at.Seq + 1,
-			Check: func(ctx context.Context) error { return j.Verify(ctx, at) },
+			Check: func(ctx context.Context) error {
+				if at.ID == "" {
+					return nil // nothing was read yet, and what is before is purged, or was never there
+				}
+				return j.Verify(ctx, at)
+			},
 		}.Run(ctx, func(r Raw) error {
 			m, err := decode(r, at)
 			if err != nil {
@@ -403,12 +419,19 @@ func (j *Journal) follow(ctx context.Context, at Position, fn func(Message) erro
 var errDamaged = errors.New("the journal is damaged: restore a backup")
 
 func decode(r Raw, before Position) (Message, error) {
-	if r.Seq != before.Seq+1 {
-		return Message{}, fmt.Errorf("message %d follows %d: %w", r.Seq, before.Seq, ErrDiverged)
-	}
 	g, err := Decode(r.Data)
 	if err != nil {
 		return Message{}, fmt.Errorf("message %d: %w: %w", r.Seq, errDamaged, err)
 	}
-	return Message{Position: Position{Seq: r.Seq, ID: r.Header.Get(nats.MsgIdHdr)}, At: r.At, Group: g, Size: len(r.Data)}, nil
+	m := Message{Position: Position{Seq: r.Seq, ID: r.Header.Get(nats.MsgIdHdr)}, At: r.At, Group: g, Size: len(r.Data)}
+	// Without an identity nothing was read before: the first message that is there is the right one.
+	if before.ID != "" && !m.Follows(before) {
+		return Message{}, fmt.Errorf("message %d follows %d: %w", r.Seq, before.Seq, ErrDiverged)
+	}
+	return m, nil
+}
+
+// Follows reports whether a message is the one right after a position.
+func (m Message) Follows(p Position) bool {
+	return m.Seq == p.Seq+1 || m.Group.After != nil && *m.Group.After == p
 }

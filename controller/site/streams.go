@@ -130,8 +130,8 @@ func history(maxBytes int64) jetstream.StreamConfig {
 	})
 }
 
-// makeStreams brings every stream of the table about. persist_mode can't be changed later; a stream that was made
-// otherwise keeps what it has.
+// makeStreams brings every stream of the table about. persist_mode can't be changed later, and deny_purge not be taken
+// back; a stream that was made otherwise keeps what it has.
 func makeStreams(ctx context.Context, js jetstream.JetStream, table []jetstream.StreamConfig) error {
 	for _, c := range table {
 		s, err := js.Stream(ctx, c.Name)
@@ -141,6 +141,7 @@ func makeStreams(ctx context.Context, js jetstream.JetStream, table []jetstream.
 			return fmt.Errorf("look up stream %s: %w", c.Name, err)
 		default:
 			c.PersistMode = s.CachedInfo().Config.PersistMode
+			c.DenyPurge = s.CachedInfo().Config.DenyPurge
 		}
 		if _, err := js.CreateOrUpdateStream(ctx, c); err != nil {
 			return fmt.Errorf("create stream %s: %w", c.Name, err)

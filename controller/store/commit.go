@@ -57,6 +57,9 @@ type call struct {
 	fn      func(resource.Tx) error
 	seed    [32]byte
 	now     time.Time // set by the first run
+	// restate, instead of fn, gives an entry that says once more what there is; mark, instead of both, ends a round.
+	restate func(v *view) (journal.Entry, error)
+	mark    *journal.Mark
 
 	mu    sync.Mutex // held while fn runs
 	gone  bool       // the caller has left: fn must not run any more
@@ -82,14 +85,20 @@ type leadership struct {
 // A request whose id was committed before is not run: Commit returns its sequence and ErrRepeated. A request without an id
 // gets one. If ctx ends while the group is on its way to the journal, the error says that the outcome is open.
 func (s *Store) Commit(ctx context.Context, req resource.Request, fn func(resource.Tx) error) (uint64, error) {
+	return s.submit(ctx, &call{request: req, fn: fn})
+}
+
+// submit gives a call to the goroutine that runs all of them, and waits for its outcome.
+func (s *Store) submit(ctx context.Context, c *call) (uint64, error) {
 	l := s.leading.Load()
 	if l == nil {
 		return 0, notLeader()
 	}
-	if req.ID == "" {
-		req.ID = crand.Text()
+	if c.request.ID == "" {
+		c.request.ID = crand.Text()
 	}
-	c := &call{request: req, key: keyOf(req.ID), fn: fn, reply: make(chan result, 1)}
+	req := c.request
+	c.key, c.reply = keyOf(req.ID), make(chan result, 1)
 	if _, err := crand.Read(c.seed[:]); err != nil {
 		return 0, fmt.Errorf("commit %s: read randomness: %w", req.ID, err)
 	}
@@ -229,6 +238,8 @@ type group struct {
 	size    int
 	keys    map[requestKey]struct{}
 	full    bool
+	// mark makes the group one of its own kind, without entries.
+	mark *journal.Mark
 }
 
 func (g *group) seq() uint64 { return g.base.at.Seq + 1 }
@@ -354,6 +365,14 @@ func (v *committer) run(c *call) {
 	if c.now.IsZero() {
 		c.now = v.s.now()
 	}
+	if c.mark != nil {
+		v.runMark(c)
+		return
+	}
+	if c.restate != nil {
+		v.runRestate(c)
+		return
+	}
 	t := begin(g.txn, g.seq(), v.s.observedNow(), c.request, c.now, c.seed)
 	err := t.run(c.fn)
 	if broken, ok := errors.AsType[*panicError](err); ok {
@@ -409,7 +428,7 @@ func (g *group) add(c *call, err error, seq uint64) {
 // send puts the open group on its way and opens the next one on top of it.
 func (v *committer) send(ctx context.Context) {
 	g := v.open
-	if len(g.encoded) == 0 {
+	if len(g.encoded) == 0 && g.mark == nil {
 		// Nothing was changed, and what the functions saw is durable.
 		g.txn.Abort()
 		v.answer(g, g.base.at.Seq)
@@ -420,7 +439,7 @@ func (v *committer) send(ctx context.Context) {
 	g.txn = nil
 	v.inFlight = g
 	v.open = v.newGroup(&snapshot{at: journal.Position{Seq: g.seq()}, db: g.db})
-	after, encoded := g.base.at, g.encoded
+	after, encoded, mark := g.base.at, g.encoded, g.mark
 	store := func() {
 		// The end of the term does not cut it off at once: its callers should learn how it went.
 		grace, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -429,8 +448,13 @@ func (v *committer) send(ctx context.Context) {
 			t := time.AfterFunc(appendGrace, cancel)
 			context.AfterFunc(grace, func() { t.Stop() })
 		})()
-		at, err := v.s.journal.Append(grace, after, journal.Join(encoded))
-		v.done <- appended{at, err}
+		var r appended
+		if mark != nil {
+			r.at, r.err = v.s.journal.AppendMark(grace, after, *mark)
+		} else {
+			r.at, r.err = v.s.journal.Append(grace, after, journal.Join(encoded))
+		}
+		v.done <- r
 	}
 	alone := len(g.calls) == 1 && len(v.l.queue) == 0
 	if alone && v.alone {

@@ -112,7 +112,7 @@ func (s *Store) publish(snap *snapshot, entries []Entry, size int, answer func()
 // applyMessage takes over what another controller has committed.
 func (s *Store) applyMessage(m journal.Message) error {
 	cur := s.current.Load()
-	if m.Seq != cur.at.Seq+1 {
+	if !m.Follows(cur.at) {
 		return fmt.Errorf("apply journal message %d after %d: %w", m.Seq, cur.at.Seq, journal.ErrDiverged)
 	}
 	db := cur.db.Snapshot()
@@ -123,6 +123,12 @@ func (s *Store) applyMessage(m journal.Message) error {
 		var err error
 		if entries[i], err = decodeEntry(e); err != nil {
 			return fmt.Errorf("apply journal message %d: %w", m.Seq, err)
+		}
+		if e.Restates() {
+			if err := sameAs(&view{txn: txn}, &entries[i]); err != nil {
+				return fmt.Errorf("apply journal message %d: %w", m.Seq, err)
+			}
+			continue
 		}
 		if err := apply(txn, entries[i].Changes); err != nil {
 			return fmt.Errorf("apply journal message %d: %w", m.Seq, err)
