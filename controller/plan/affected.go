@@ -110,7 +110,7 @@ func (a *affected) resource(r, other resource.Resource, in resource.Reader) {
 func (a *affected) host(x *resource.Host, other resource.Resource, in resource.Reader) {
 	o, ok := other.(*resource.Host)
 	sameVTEPs := ok && maps.Equal(o.VTEPs, x.VTEPs)
-	if !ok || !sameVTEPs || o.ClusterID != x.ClusterID || o.Shrink != x.Shrink {
+	if !ok || !sameVTEPs || o.ClusterID != x.ClusterID || o.Shrink != x.Shrink || (o.Hold == nil) != (x.Hold == nil) {
 		a.add(x.ID)
 	}
 	if sameVTEPs || !ok && len(x.VTEPs) == 0 {

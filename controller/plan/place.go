@@ -124,6 +124,9 @@ func (p *placer) host(w wanted, h *resource.Host) (c choice, why string) {
 	if h.State != resource.Enabled {
 		return c, "it is disabled"
 	}
+	if h.Hold != nil {
+		return c, "its documents are held back: " + h.Hold.Why + " (see shoalctl ahead list)"
+	}
 	ob := tx.Observed().Host(h.ID)
 	inv := ob.Facts.Inventory
 	switch {

@@ -2,6 +2,7 @@ package plan
 
 import (
 	"bytes"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -86,7 +87,7 @@ func decide(r resource.Reader, now time.Time, yield func(resource.Kind, string, 
 func decideOne(r resource.Reader, now time.Time, x resource.Resource) decision {
 	switch x := x.(type) {
 	case *resource.Host:
-		return decideHost(r, x)
+		return decideHost(r, now, x)
 	case *resource.VM:
 		return decideVM(r, now, x)
 	case *resource.Volume:
@@ -102,7 +103,20 @@ func decideOne(r resource.Reader, now time.Time, x resource.Resource) decision {
 	}
 }
 
-func decideHost(r resource.Reader, h *resource.Host) decision {
+func decideHost(r resource.Reader, now time.Time, h *resource.Host) decision {
+	// A generation is a sequence of the journal: one that is higher than all of them stems from messages that are lost.
+	if ob := r.Observed().Host(h.ID); h.Hold == nil && ob.Connected && ob.Reported && ob.Facts.Gen > r.Seq() {
+		return func(tx resource.Tx) error {
+			if ob := tx.Observed().Host(h.ID); ob.Facts.Gen < tx.Seq() {
+				return nil
+			}
+			h := resource.Copy(h)
+			h.Hold = &resource.HostHold{
+				Since: now, Seq: tx.Seq() - 1, Why: fmt.Sprintf("it was told generation %d, and the journal ends at %d", ob.Facts.Gen, tx.Seq()-1),
+			}
+			return tx.Put(h)
+		}
+	}
 	v, differs := vteps(r, h)
 	if !differs {
 		return nil

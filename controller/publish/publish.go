@@ -115,7 +115,9 @@ func (p *Publisher) Run(ctx context.Context) error {
 func (p *Publisher) all(ctx context.Context, view resource.Reader, request string) {
 	render := p.cfg.Renderer(view)
 	for h := range resource.All[*resource.Host](view) {
-		p.render(ctx, render, h.ID, view.Seq(), request)
+		if h.Hold == nil {
+			p.render(ctx, render, h.ID, view.Seq(), request)
+		}
 	}
 	p.saw(view.Seq())
 }
@@ -141,7 +143,7 @@ func (p *Publisher) committed(ctx context.Context, c store.Committed) {
 	}
 	render := p.cfg.Renderer(c.After)
 	for host, request := range hosts {
-		if c.After.Get(resource.KindHost, host) != nil {
+		if h, ok := resource.Find[*resource.Host](c.After, host); ok && h.Hold == nil {
 			p.render(ctx, render, host, c.Seq, request)
 		}
 	}
@@ -318,7 +320,7 @@ func (p *Publisher) check(ctx context.Context) {
 		view := p.cfg.Store.View()
 		render := p.cfg.Renderer(view)
 		for _, host := range lost {
-			if view.Get(resource.KindHost, host) == nil {
+			if h, ok := resource.Find[*resource.Host](view, host); !ok || h.Hold != nil {
 				continue
 			}
 			items, bits, err := render(host)

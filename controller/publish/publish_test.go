@@ -473,3 +473,51 @@ func TestPublish_RemovedHost(t *testing.T) {
 	b.publish()
 	b.until("the orphaned bucket is gone", gone(orphan))
 }
+
+// TestPublish_HostAheadIsNotRunAfter: a host that was told more than the journal knows gets no document, and the journal does not
+// run after it until it takes an old one for newer.
+func TestPublish_HostAheadIsNotRunAfter(t *testing.T) {
+	b := newBench(t)
+	host := b.addHost("h1", "a")
+	other := b.addHost("h2", "a")
+	facts, err := desired.Canonical(desired.HostFacts{Gen: b.store.Seq() + 5})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.store.SetObserved(host, desired.Ref{Kind: desired.KindHost, ID: desired.HostStatusID}, &desired.Status{Phase: desired.PhaseReady, Facts: facts})
+	before := b.store.Seq()
+	b.publish()
+	b.until("the other host is told, and nobody waits for this one", func() bool {
+		_, ok := b.document(other)
+		return ok && b.store.View().Observed().PublishedSeq() >= before
+	})
+	if _, ok := b.document(host); ok || b.store.Seq() != before {
+		t.Errorf("told %t, the journal went from %d to %d", ok, before, b.store.Seq())
+	}
+	// One that is held gets nothing either, until it is not any more.
+	b.commit("hold", func(tx resource.Tx) error {
+		h, err := resource.Get[*resource.Host](tx, other)
+		if err != nil {
+			return err
+		}
+		h = resource.Copy(h)
+		h.Hold, h.Tags = &resource.HostHold{Why: "test"}, []string{"b"}
+		return tx.Put(h)
+	})
+	held, _ := b.document(other)
+	third := b.addHost("h3", "a")
+	b.until("the third host is told", func() bool { _, ok := b.document(third); return ok })
+	if now, _ := b.document(other); now.Head.Gen != held.Head.Gen {
+		t.Errorf("a host that is held was told generation %d after %d", now.Head.Gen, held.Head.Gen)
+	}
+	_, seq := b.commit("release", func(tx resource.Tx) error {
+		h, err := resource.Get[*resource.Host](tx, other)
+		if err != nil {
+			return err
+		}
+		h = resource.Copy(h)
+		h.Hold = nil
+		return tx.Put(h)
+	})
+	b.until("it is told on", func() bool { now, _ := b.document(other); return now.Head.Gen >= seq })
+}

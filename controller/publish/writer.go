@@ -30,8 +30,8 @@ const (
 	tombstoneTTL = "168h"
 )
 
-// errAhead: the bucket holds a generation that the journal has not reached.
-var errAhead = errors.New("the bucket is ahead of the journal")
+// errAhead: the bucket, or the host itself, holds a generation that the journal has not reached.
+var errAhead = errors.New("the host is ahead of the journal")
 
 // writer writes one host's documents, one after the other.
 type writer struct {
@@ -144,7 +144,13 @@ func (w *writer) write(ctx context.Context, r *rendered) error {
 	if w.gen > r.seq {
 		return fmt.Errorf("generation %d is not above %d: %w", r.seq, w.gen, errAhead)
 	}
-	if seen := w.p.cfg.Store.View().Observed().Host(w.host).Facts.Gen; seen >= r.seq && w.p.cfg.Touch != nil {
+	now := w.p.cfg.Store.View()
+	seen := now.Observed().Host(w.host).Facts.Gen
+	if seen > now.Seq() {
+		// It was told by a journal that is no more. New sequences must not run after it until it takes them for newer.
+		return fmt.Errorf("the host holds generation %d, the journal ends at %d: %w", seen, now.Seq(), errAhead)
+	}
+	if seen >= r.seq && w.p.cfg.Touch != nil {
 		// The bucket has lost what the agent has read: a document of this generation, with other Revs. It would not look at this one.
 		if err := w.p.cfg.Touch(ctx, w.host); err != nil {
 			return fmt.Errorf("give host %s a new generation: %w", w.host, err)

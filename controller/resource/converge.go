@@ -183,6 +183,9 @@ func Converge(r Reader, t *Task) Convergence {
 		return Convergence{Failed: true, Error: e}
 	case TaskRunning:
 	}
+	if t.ResourceKind == KindBackup || t.ResourceKind == KindSite || t.ResourceKind == KindAhead {
+		return Convergence{Waiting: []ItemState{{Why: "the controller is working on it"}}}
+	}
 	seq := cmp.Or(t.Seq, t.Rev)
 	if r.Observed().PublishedSeq() < seq {
 		return Convergence{Waiting: []ItemState{{Why: "the documents of the hosts are being written"}}}

@@ -6,6 +6,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Zone is the largest scope. Resources of different zones can't be combined.
@@ -80,6 +81,17 @@ type Host struct {
 	VTEPs map[string]netip.Addr `json:"vteps,omitempty"`
 	// Shrink lets the host's next documents remove more running domains than the guard lets pass.
 	Shrink bool `json:"shrink,omitempty"`
+	// Hold keeps its documents back, so that the host stays as it is; nil in normal times.
+	Hold *HostHold `json:"hold,omitempty"`
+}
+
+// HostHold says why a host's documents are kept back: the journal went back, by a restored backup, and what the host was told
+// in between is not in it. It ends when the host is found to be no newer than the journal, or by a decision.
+type HostHold struct {
+	Since time.Time `json:"since"`
+	// Seq is the last message of the journal that the state stems from.
+	Seq uint64 `json:"seq"`
+	Why string `json:"why"`
 }
 
 // Kind implements Resource.

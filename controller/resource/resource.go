@@ -59,6 +59,13 @@ const (
 	KindRevocation   Kind = "revocation"
 )
 
+// Kinds that are no resources and have tasks: work of the leading controller itself, which ends them.
+const (
+	KindBackup Kind = "backup"
+	KindSite   Kind = "site"
+	KindAhead  Kind = "ahead"
+)
+
 // Kinds lists every kind, parents before children.
 func Kinds() []Kind {
 	return []Kind{

@@ -85,6 +85,15 @@ func (s *Site) SetConnected(host string, connected bool) {
 	})
 }
 
+// SetGen makes a host report that it was told a generation.
+func (s *Site) SetGen(host string, gen uint64) {
+	s.observe(func(o *Observed) {
+		h := o.hosts[host]
+		h.Facts.Gen = gen
+		o.hosts[host] = h
+	})
+}
+
 // Report sets the status of an item; the revision is that of the published item unless given.
 func (s *Site) Report(host string, ref desired.Ref, st desired.Status, facts any) {
 	s.observe(func(o *Observed) { o.report(host, ref, st, facts, s.Now) })
