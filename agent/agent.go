@@ -172,7 +172,7 @@ func (a *agent) connect(cfg Config, who *install.Identity) error {
 	last := link.State{}
 	linked := link.Config{
 		URL: strings.Join(who.URLs(), ","), Creds: who.Creds(), Host: who.Host(), Names: filepath.Join(cfg.Data, "reported.json"),
-		OnDocument: a.accept, OnAhead: a.ahead, Log: a.log,
+		OnDocument: a.accept, OnAhead: a.ahead, Document: a.book.Document, Log: a.log,
 		OnState: func(s link.State) {
 			if s.Connected {
 				a.renewer.Connected()

@@ -33,7 +33,7 @@ const (
 	JournalSubject = "shoal.journal"
 	// JournalMarkSubject has the ends of the rounds in which the journal says once more what is there.
 	JournalMarkSubject = "shoal.journal.mark"
-	HistoryStream  = "HISTORY"
+	HistoryStream      = "HISTORY"
 
 	ResourcesBucket = "resources"
 	ObservedBucket  = "observed"
@@ -180,6 +180,9 @@ func Guest(verb string) string { return "shoal.guest.v1." + verb }
 
 // GuestAll matches every request of those without credentials.
 const GuestAll = "shoal.guest.v1.*"
+
+// AgentVerbDocument asks an agent for the document in its ledger.
+const AgentVerbDocument = "document"
 
 // Inbox is the prefix of the reply subjects that a user may use. NATS clients must be started with it, since
 // nobody may listen to anybody else's answers.

@@ -13,6 +13,8 @@
 // Statuses: the newest of each item wins, is sent until the server has acknowledged it, and again after each
 // reconnection, for the server may have lost what it had acknowledged. What is gone is purged.
 //
+// Requests: the controller may ask for the document in the ledger, page by page. Nothing else can be asked, and nothing be told.
+//
 // Everything works, or waits, with no server in sight: at the start, for hours, and while credentials are refused. Credentials and
 // certificates are read anew at each attempt. A server that refuses the credentials is tried less and less often, at the least
 // every hour, and at once after Redial.
@@ -56,6 +58,8 @@ type Config struct {
 	// OnDocument takes each new document. It is called from Run's goroutine; nothing is read while it runs. With an error the
 	// document is handed on again after a while.
 	OnDocument func(desired.Document) error
+	// Document is the document in the ledger, which the controller may ask for after it has lost data; nil for none.
+	Document func() (desired.Document, bool)
 	// OnAhead is told whether the bucket is behind what the agent has: the controller has lost data.
 	OnAhead func(ahead bool)
 	Log     zerolog.Logger
@@ -136,6 +140,11 @@ func (l *Link) Run(ctx context.Context) error {
 		return fmt.Errorf("subscribe to hints: %w", err)
 	}
 	defer func() { _ = sub.Unsubscribe() }()
+	requests, err := l.serve(nc)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = requests.Unsubscribe() }()
 
 	reporting := make(chan struct{})
 	go func() {

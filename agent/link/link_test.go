@@ -2,6 +2,7 @@ package link
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -445,4 +446,53 @@ func TestReport_NoServerAtTheStart(t *testing.T) {
 	b.write(doc(t, 1, 1))
 	receive(t, docs)
 	b.until("the status from before the connection is there", func() bool { st, ok := b.observed(ref); return ok && st.Rev == 7 })
+}
+
+// TestDocument_IsHandedOver: the controller gets the ledger's document whole, page by page, and is told where there is none.
+func TestDocument_IsHandedOver(t *testing.T) {
+	b := newBench(t)
+	want := doc(t, 5, 3)
+	has := false
+	linked(t, b, func(c *Config) {
+		c.Document = func() (desired.Document, bool) { return want, has }
+	})
+	ask := func(body []byte) *nats.Msg {
+		t.Helper()
+		m, err := b.nc.Request(subjects.Agent(hostID, subjects.AgentVerbDocument), body, 10*time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+	b.until("the agent serves requests", func() bool {
+		_, err := b.nc.Request(subjects.Agent(hostID, subjects.AgentVerbDocument), []byte("{}"), 50*time.Millisecond)
+		return err == nil
+	})
+	for _, body := range []string{`{}`, `nonsense`} {
+		if m := ask([]byte(body)); m.Header.Get("Nats-Service-Error") == "" || len(m.Data) > 0 {
+			t.Errorf("%s is answered with %q", body, m.Data)
+		}
+	}
+	has = true
+	var a desired.Assembly
+	for {
+		body, err := json.Marshal(a.Next())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var p desired.DocumentPage
+		if err := json.Unmarshal(ask(body).Data, &p); err != nil {
+			t.Fatal(err)
+		}
+		got, whole, err := a.Add(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if whole {
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+			return
+		}
+	}
 }
