@@ -20,6 +20,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
 
+	"shoal/controller/backup"
 	"shoal/controller/certificate"
 	"shoal/controller/identity"
 	"shoal/controller/image"
@@ -51,8 +52,13 @@ type Config struct {
 	TLSNames []string
 	// SessionTime is how long a session of a person or program lasts without being renewed; DefaultSessionTime where it is 0.
 	SessionTime time.Duration
-	Version     string
-	Log         zerolog.Logger
+	// Backup says where backups go and how; see backup.Config.
+	Backup BackupConfig
+	// JournalKeep is how much history the journal keeps at least, JournalMaxBytes how large it may become; 0 for no limit.
+	JournalKeep     time.Duration
+	JournalMaxBytes uint64
+	Version         string
+	Log             zerolog.Logger
 	// FirstPassword is called with the one-time password of the admin account when that is made, which is at the first start of an
 	// installation. Nobody is told it again. May be nil: then only a credentials file leads in.
 	FirstPassword func(password string)
@@ -76,12 +82,17 @@ type controller struct {
 	id     *identity.Identity
 	certs  *certificate.Service
 	site   *site.Site
+	book   *journal.Journal
 	store  *store.Store
 	images *image.Service
 
 	passwords *passwords
 	// serverPin is the pin of what an external server presents.
 	serverPin atomic.Pointer[string]
+	roster    roster
+	// target and seal are of backups; target is nil where none are made.
+	target backup.Target
+	seal   *backup.Seal
 }
 
 // Run is a controller. It returns nil when ctx ends.
@@ -97,6 +108,9 @@ func Run(ctx context.Context, cfg Config) error {
 	c.passwords = &passwords{id: c.id}
 	if c.cfg.SessionTime == 0 {
 		c.cfg.SessionTime = DefaultSessionTime
+	}
+	if err := c.prepareBackups(); err != nil {
+		return err
 	}
 	if err := c.adminCreds(); err != nil {
 		return err
@@ -120,11 +134,10 @@ func Run(ctx context.Context, cfg Config) error {
 	defer c.site.Close()
 	seen := &external{}
 	c.lookAtServer(seen)
-	book, err := journal.Open(ctx, c.site.JetStream(), c.log)
-	if err != nil {
+	if c.book, err = journal.Open(ctx, c.site.JetStream(), c.log); err != nil {
 		return err
 	}
-	if c.store, err = store.New(store.Config{Journal: book, JS: c.site.JetStream(), Log: c.log}); err != nil {
+	if c.store, err = store.New(store.Config{Journal: c.book, JS: c.site.JetStream(), Log: c.log}); err != nil {
 		return err
 	}
 	if err := c.store.Load(ctx); err != nil {
@@ -142,7 +155,7 @@ func Run(ctx context.Context, cfg Config) error {
 	group.Go(func() error { return c.certs.Run(ctx) })
 	group.Go(func() error { return c.watchServer(ctx, seen) })
 	group.Go(func() error { return c.store.Watch(ctx, c.site.JetStream()) })
-	group.Go(func() error { return c.site.Presence(ctx, c.store.SetConnected) })
+	group.Go(func() error { return c.site.Presence(ctx, c.connected) })
 	group.Go(func() error { return c.serveHTTP(ctx, listener) })
 	group.Go(func() error { return c.run(ctx) })
 	if err := group.Wait(); ctx.Err() == nil || !errors.Is(err, context.Canceled) {

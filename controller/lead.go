@@ -97,6 +97,17 @@ func (c *controller) lead(ctx context.Context) error {
 		cancel()
 		return errors.Join(err, group.Wait())
 	}
+	asked := newBells(resource.KindBackup, resource.KindSite, resource.KindAhead)
+	backups, err := c.backupService(asked[resource.KindBackup])
+	if err != nil {
+		cancel()
+		return errors.Join(err, group.Wait())
+	}
+	held := &aheads{store: c.store, site: c.site, roster: &c.roster, asked: asked[resource.KindAhead], log: c.log, told: map[string]told{}}
+	compact := &compactor{
+		store: c.store, book: c.book, keep: c.cfg.JournalKeep, maxBytes: c.cfg.JournalMaxBytes, size: c.journalSize,
+		asked: asked[resource.KindSite], log: c.log, now: time.Now,
+	}
 	service := api.New(api.Config{
 		Store: c.store, Conn: c.site.Conn(), ImageURLs: c.images.URLs, Log: c.log,
 		Roles: map[string]api.Role{
@@ -108,11 +119,16 @@ func (c *controller) lead(ctx context.Context) error {
 		Env: api.Env{
 			Version: c.cfg.Version, Name: c.cfg.Name, HostJWT: c.id.IssueHost, SessionJWT: c.sessionJWT, Passwords: c.passwords,
 			SessionTime: c.cfg.SessionTime, Door: c.door, ImageProgress: c.images.Progress,
+			Usage: c.usage(backups), Backups: backups.List, Ahead: held.list,
 		},
 	})
 	group.Go(func() error { return publisher.Run(ctx) })
 	group.Go(func() error { return service.Run(ctx) })
 	group.Go(func() error { return c.images.Run(ctx) })
+	group.Go(func() error { return c.ringBells(ctx, asked) })
+	group.Go(func() error { return backups.Run(ctx) })
+	group.Go(func() error { return held.run(ctx) })
+	group.Go(func() error { return compact.run(ctx) })
 	group.Go(func() error { return c.decide(ctx) })
 	group.Go(func() error { return c.announce(ctx) })
 	group.Go(func() error { return c.revoke(ctx) })

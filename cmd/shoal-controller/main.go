@@ -89,9 +89,18 @@ What clients must trust is in <data>/ca.pem.`,
 	f.StringVar(&cfg.TLSKey, "tls-key", "", "file with the key of --tls-cert, PEM")
 	f.StringArrayVar(&cfg.TLSNames, "tls-name", nil, "further host name or address that this machine is reached by; may be repeated")
 	f.DurationVar(&cfg.SessionTime, "session-time", controller.DefaultSessionTime, "how long a login lasts without being used")
+	f.StringVar(&cfg.Backup.To, "backup-to", "", "where backups go: a directory, or sftp://user@host/directory")
+	f.DurationVar(&cfg.Backup.Every, "backup-every", 24*time.Hour, "how often one is made by itself; 0 for never")
+	f.IntVar(&cfg.Backup.Keep, "backup-keep", 14, "how many backups stay; 0 for all")
+	sealFlags(f, &cfg.Backup.Seal)
+	sftpFlags(f, &cfg.Backup.SFTP)
+	f.StringArrayVar(&cfg.Backup.Seal.Recipients, "backup-recipient", nil, "age public key that backups are encrypted to; may be repeated")
+	f.BoolVar(&cfg.Backup.Seal.Plain, "backup-unencrypted", false, "do not encrypt backups, which hold every private key")
+	f.Var((*days)(&cfg.JournalKeep), "journal-keep", "how much history the journal keeps, such as 400d or 720h; 0 for all of it")
+	f.Var((*size)(&cfg.JournalMaxBytes), "journal-max-size", "how large the journal may become before history goes, however young, such as 20GiB; 0 for no limit")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&format, "log-format", "json", "json or console")
-	cmd.AddCommand(natsConfig(), creds(), ca())
+	cmd.AddCommand(natsConfig(), creds(), ca(), restore(), verifyBackup(), rebuild())
 	return cmd
 }
 

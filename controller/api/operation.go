@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"shoal/controller/access"
+	"shoal/controller/backup"
 	"shoal/controller/plan"
 	"shoal/controller/resource"
 )
@@ -267,7 +268,7 @@ func (g *Registry) Find(kind resource.Kind, verb string) *Operation {
 func NewRegistry() *Registry {
 	g := &Registry{byName: map[string]*Operation{}}
 	for _, declare := range []func(*Registry){
-		places, hosts, storages, images, offerings, networks, groups, vms, nics, volumes, tasks, accounts, users, sessions, shares, enrolments, system,
+		places, hosts, storages, images, offerings, networks, groups, vms, nics, volumes, tasks, accounts, users, sessions, shares, enrolments, system, site, backups, ahead,
 	} {
 		declare(g)
 	}
@@ -351,6 +352,10 @@ type Env struct {
 	whole  resource.Reader
 	// ImageProgress is how far an image's download is, if one is running.
 	ImageProgress func(id string) (percent int, ok bool)
+	// Usage is what takes space, Backups which backups there are, Ahead which hosts know more than the journal.
+	Usage   func(ctx context.Context) ([]SiteUsage, error)
+	Backups func() ([]backup.Info, error)
+	Ahead   func() []AheadInfo
 }
 
 // Passwords hashes and checks passwords. A hash is sealed, so that it may be recorded where others can read. Both take time and

@@ -80,7 +80,7 @@ func hosts(g *Registry) {
 		Column{Title: "NAME", Path: "name"}, Column{Title: "CLUSTER", Path: "names.cluster_id"}, Column{Title: "STATE", Path: "state"}, Column{Title: "STATUS", Path: "status.state"},
 		Column{Title: "VMS", Path: "status.running"}, Column{Title: "CPUS", Path: "status.used_cpus"}, Column{Title: "OF", Path: "status.cpus"},
 		Column{Title: "MEM USED", Path: "status.used_memory_mib", As: "mib"}, Column{Title: "MEM", Path: "status.memory_mib", As: "mib"},
-		Column{Title: "VIRT", Path: "status.virt", Wide: true}, Column{Title: "GEN", Path: "status.gen", Wide: true}, Column{Title: "BEHIND", Path: "status.behind", Wide: true},
+		Column{Title: "VIRT", Path: "status.virt", Wide: true}, Column{Title: "HELD", Path: "hold.why", Wide: true}, Column{Title: "GEN", Path: "status.gen", Wide: true}, Column{Title: "BEHIND", Path: "status.behind", Wide: true},
 		Column{Title: "VERSION", Path: "status.version", Wide: true}, age(), idColumn())
 	type hostCreate struct {
 		meta

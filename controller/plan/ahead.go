@@ -38,10 +38,11 @@ type Known struct {
 // Same reports whether the host has nothing that the state does not know, so that its document can be written.
 func (a Ahead) Same() bool { return len(a.OnlyHost) == 0 && len(a.Elsewhere) == 0 }
 
-// CompareLedger compares what a host has been told with the state. A host that the state does not know has everything alone.
-func CompareLedger(r resource.Reader, host string, doc desired.Document) (Ahead, error) {
+// Ledger compares what a host has been told with the state. A host that the state does not know has everything alone.
+func (d *Renderer) Ledger(host string, doc desired.Document) (Ahead, error) {
+	r := d.r
 	a := Ahead{Diff: HostDiff{HostID: host, Host: hostName(r, host)}}
-	now, err := renderOrNothing(NewRenderer(r), host)
+	now, err := renderOrNothing(d, host)
 	if err != nil {
 		return a, err
 	}
@@ -49,15 +50,15 @@ func CompareLedger(r resource.Reader, host string, doc desired.Document) (Ahead,
 	for _, ref := range doc.Refs() {
 		old := doc.Items[ref]
 		if ref.Kind == desired.KindDomain {
-			d, err := desired.DecodeSpec[desired.Domain](old)
+			dom, err := desired.DecodeSpec[desired.Domain](old)
 			if err != nil {
 				return a, fmt.Errorf("read what host %s has: %w", host, err)
 			}
-			titles[ref.ID] = d.Title
+			titles[ref.ID] = dom.Title
 			vm, known := resource.Find[*resource.VM](r, ref.ID)
 			switch {
 			case !known:
-				a.OnlyHost = append(a.OnlyHost, Known{Kind: resource.KindVM, ID: ref.ID, Name: d.Title})
+				a.OnlyHost = append(a.OnlyHost, Known{Kind: resource.KindVM, ID: ref.ID, Name: dom.Title})
 			case vm.HostID != host:
 				a.Elsewhere = append(a.Elsewhere, Known{Kind: resource.KindVM, ID: ref.ID, Name: vm.Name, Host: hostName(r, vm.HostID)})
 			}
@@ -251,8 +252,9 @@ func (a *adopter) read() (err error) {
 // recovered is the name of a resource of which hosts only know the id.
 func recovered(id string) string { return "recovered-" + short(id) }
 
+// meta is the common part of what is taken over. Hosts do not know whose it was: it is the admin account's, which can give it away.
 func (a *adopter) meta(id, name string) resource.Meta {
-	return resource.Meta{ID: id, Name: cmp.Or(name, recovered(id)), Owner: a.tx.Request().Caller}
+	return resource.Meta{ID: id, Name: cmp.Or(name, recovered(id)), Owner: resource.AdminAccount}
 }
 
 // sorted are the ids of a map in order, so that a repetition does the same.

@@ -33,7 +33,7 @@ func ledgerOf(t *testing.T, r resource.Reader, host string, gen uint64) desired.
 // sameDocument holds what a host would be told now against what it had been told: by content, since only that touches guests.
 func sameDocument(t *testing.T, r resource.Reader, doc desired.Document) {
 	t.Helper()
-	a, err := plan.CompareLedger(r, doc.Head.Host, doc)
+	a, err := plan.NewRenderer(r).Ledger(doc.Head.Host, doc)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +113,7 @@ func TestAdopt_FromNothing(t *testing.T) {
 	docs := []desired.Document{ledgerOf(t, e.View(), e.IDs["h1"], 500), ledgerOf(t, e.View(), e.IDs["h2"], 501)}
 	s := bare(t, e, true)
 	for _, d := range docs {
-		before, err := plan.CompareLedger(s.View(), d.Head.Host, d)
+		before, err := plan.NewRenderer(s.View()).Ledger(d.Head.Host, d)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -209,7 +209,7 @@ func TestAdopt_AfterAnOldBackup(t *testing.T) {
 				}
 				return tx.Put(plan.Hold(h, resource.HostHold{Since: tx.Now(), Seq: tx.Seq() - 1, Why: "restored"}))
 			}))
-			a, err := plan.CompareLedger(old.View(), h1, doc)
+			a, err := plan.NewRenderer(old.View()).Ledger(h1, doc)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -235,7 +235,7 @@ func TestAdopt_AfterAnOldBackup(t *testing.T) {
 				t.Errorf("the host's word does not count: %+v, %+v", va, vc)
 			}
 			// Of the document only c, in the recycle bin and off, may differ.
-			b, err := plan.CompareLedger(old.View(), h1, doc)
+			b, err := plan.NewRenderer(old.View()).Ledger(h1, doc)
 			if err != nil {
 				t.Fatal(err)
 			}

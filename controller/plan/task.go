@@ -36,3 +36,21 @@ func TaskOf(r resource.Reader, requestID string) *resource.Task {
 
 // Converge tells how far the effect of a call is; see resource.Converge.
 func Converge(r resource.Reader, task *resource.Task) Convergence { return resource.Converge(r, task) }
+
+// EndTask records how a task came out that the controller itself works on; failure is nil where it went well. A task that has
+// ended, or is gone, stays as it is.
+func EndTask(tx resource.Tx, id string, failure *resource.Error) error {
+	t, ok := resource.Find[*resource.Task](tx, id)
+	if !ok || t.State != resource.TaskRunning {
+		return nil
+	}
+	t = resource.Copy(t)
+	if t.Seq == 0 {
+		t.Seq = t.Rev
+	}
+	t.State, t.Finished, t.Error = resource.TaskDone, tx.Now(), failure
+	if failure != nil {
+		t.State = resource.TaskFailed
+	}
+	return tx.Put(t)
+}

@@ -339,7 +339,8 @@ func (p *Publisher) dropOrphans(ctx context.Context, view resource.Reader) {
 	names := p.js.StreamNames(ctx, jetstream.WithStreamListSubject(subjects.BucketSubject("*", ">")))
 	for name := range names.Name() {
 		host, ok := subjects.DesiredHost(strings.TrimPrefix(name, subjects.BucketStream("")))
-		if !ok || view.Get(resource.KindHost, host) != nil {
+		// A host that is connected is no orphan, but one that the state lost: deleted ones can't connect.
+		if !ok || view.Get(resource.KindHost, host) != nil || view.Observed().Host(host).Connected {
 			continue
 		}
 		b, err := p.readBucket(ctx, host)

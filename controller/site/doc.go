@@ -5,10 +5,13 @@
 //
 //   - When Open returns, the server answers, speaks a JetStream API that is new enough, and every stream and bucket of the
 //     table is there with the settings that stand in it.
+//
 //   - An acknowledged write to the journal is on the disk: the embedded server syncs before it acknowledges. The
 //     buckets that can be rebuilt (desired, observed, resources, HISTORY) give that up for speed by persist_mode async.
+//
 //   - Lease is an optimisation. At most one controller leads in quiet times and a killed one is replaced within
 //     five seconds, but only the journal's fence keeps two leaders apart when clocks or networks fail.
+//
 //   - Presence tells the truth late rather than never: events come within milliseconds, and once a minute the picture is
 //     put right against the servers' own lists.
 //

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"sync"
 	"time"
 
 	"github.com/nats-io/jwt/v2"
@@ -43,6 +44,8 @@ type presence struct {
 	fresh map[connKey]struct{}
 	// missing counts in how many lists in a row a server has not answered.
 	missing map[string]int
+	// keys are the agents' public keys by host.
+	keys *sync.Map
 }
 
 // Presence tells of every host whose agent connects or disconnects, at first of all that are connected, until ctx ends. It
@@ -51,6 +54,7 @@ func (s *Site) Presence(ctx context.Context, tell func(host string, connected bo
 	p := &presence{
 		account: s.cfg.Identity.AccountID(identity.AGT), tell: tell, conns: map[string]map[connKey]struct{}{}, told: map[string]bool{},
 		gone: map[connKey]struct{}{}, fresh: map[connKey]struct{}{}, missing: map[string]int{},
+		keys: &s.hostKeys,
 	}
 	events := make(chan *nats.Msg, 8192)
 	for _, e := range []string{"CONNECT", "DISCONNECT"} {
@@ -106,10 +110,11 @@ func (p *presence) event(m *nats.Msg) {
 	if err := json.Unmarshal(m.Data, &e); err != nil {
 		return // the next list puts it right
 	}
-	host, ok := hostOf(e.Client.Jwt)
+	host, public, ok := hostOf(e.Client.Jwt)
 	if !ok {
 		return
 	}
+	p.keys.Store(host, public)
 	key := connKey{e.Server.ID, e.Client.ID}
 	if e.Client.Stop != nil {
 		p.gone[key] = struct{}{}
@@ -212,7 +217,8 @@ func (s *Site) connections(ctx context.Context, account string) list {
 			}
 			l.servers[a.Server.ID] = struct{}{}
 			for _, c := range a.Data.Conns {
-				if host, ok := hostOf(c.JWT); ok {
+				if host, key, ok := hostOf(c.JWT); ok {
+					s.hostKeys.Store(host, key)
 					l.conns[connKey{a.Server.ID, c.Cid}] = host
 				}
 			}
@@ -253,11 +259,18 @@ func (s *Site) ask(ctx context.Context, subject string, req []byte) ([][]byte, e
 	}
 }
 
-// hostOf is the host that a JWT was issued for. The server has checked it.
-func hostOf(token string) (string, bool) {
+// hostOf is the host that a JWT was issued for, and the public key of its agent. The server has checked both.
+func hostOf(token string) (host, key string, ok bool) {
 	c, err := jwt.DecodeUserClaims(token)
 	if err != nil || !subjects.ValidToken(c.Name) {
-		return "", false
+		return "", "", false
 	}
-	return c.Name, true
+	return c.Name, c.Subject, true
+}
+
+// HostKey is the public key that a host's agent has connected with since this controller runs; "" for one that has not.
+func (s *Site) HostKey(host string) string {
+	key, _ := s.hostKeys.Load(host)
+	text, _ := key.(string)
+	return text
 }

@@ -10,6 +10,7 @@ import (
 	"net"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/nats-io/jwt/v2"
@@ -73,6 +74,12 @@ type Config struct {
 	// MaxHistory bounds HISTORY, in bytes; 0 takes 8 GiB, at most a quarter of the embedded server's MaxStore.
 	MaxHistory int64
 
+	// Restore is a directory with copies of streams, as Snapshot makes it, that are made before all others; "" for none. It is for
+	// a NATS that has none of them.
+	Restore string
+	// NoSync leaves writing to the disk to the kernel: for a server that is thrown away, or whose directory is synced afterwards.
+	NoSync bool
+
 	Log zerolog.Logger
 }
 
@@ -84,6 +91,10 @@ type Site struct {
 	system *nats.Conn
 	js     jetstream.JetStream
 	log    zerolog.Logger
+	// table is every stream but those of the hosts.
+	table []jetstream.StreamConfig
+	// hostKeys are the agents' public keys by host: see HostKey.
+	hostKeys sync.Map
 }
 
 // Open starts or connects to NATS and makes the streams.
@@ -128,7 +139,13 @@ func Open(ctx context.Context, cfg Config) (_ *Site, err error) {
 		replicas = 1
 		history = min(history, s.server.JetStreamConfig().MaxStore/4)
 	}
-	if err := makeStreams(ctx, s.js, table(replicas, history)); err != nil {
+	if cfg.Restore != "" {
+		if err := s.restoreStreams(ctx, cfg.Restore, replicas); err != nil {
+			return nil, err
+		}
+	}
+	s.table = table(replicas, history)
+	if err := makeStreams(ctx, s.js, s.table); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -145,7 +162,7 @@ func (s *Site) where() string {
 // start runs the embedded server.
 func (s *Site) start(ctx context.Context) error {
 	o := &server.Options{
-		ServerName: s.cfg.Name, NoSigs: true, JetStream: true, StoreDir: s.cfg.Dir, SyncAlways: true,
+		ServerName: s.cfg.Name, NoSigs: true, JetStream: true, StoreDir: s.cfg.Dir, SyncAlways: !s.cfg.NoSync,
 		PingInterval: pingInterval, MaxPingsOut: maxPingsOut, MaxPayload: maxPayload, MaxPending: maxPending, WriteDeadline: 10 * time.Second,
 		TLSTimeout: 10, AuthTimeout: 12,
 		JetStreamMaxStore: s.cfg.MaxStore, JetStreamMaxMemory: streamMemory, DisableJetStreamBanner: true,

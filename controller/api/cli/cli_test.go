@@ -30,9 +30,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	os.Exit(testscript.RunMain(m, map[string]func() int{
-		"shoalctl": func() int { return cli.Main("test", os.Args[1:]) },
-	}))
+	testscript.Main(m, map[string]func(){
+		"shoalctl": func() { os.Exit(cli.Main("test", os.Args[1:])) },
+	})
 }
 
 // running is a controller in this process.

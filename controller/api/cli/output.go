@@ -324,6 +324,9 @@ func (a *App) printReply(c *call, raw json.RawMessage) error {
 		}
 		fmt.Fprintf(&b, "%s %s %s: %s\n", d.Kind, cell(d.Name, "", time.Time{}), d.ID, verb)
 	}
+	if r.Task != "" && len(all) == 0 && len(r.Deleted) == 0 && !a.quiet {
+		fmt.Fprintf(&b, "%s %s (task %s)\n", c.op.Kind, done, r.Task)
+	}
 	if r.Task != "" && !c.wait && !a.quiet && len(all) > 0 {
 		fmt.Fprintf(&b, "hosts are working on it: shoalctl task get %s\n", r.Task)
 	}
