@@ -76,6 +76,9 @@ type download struct {
 // errGone ends the download of an image whose record has gone.
 var errGone = errors.New("the image was deleted")
 
+// errNowhere says that no other controller has an image.
+var errNowhere = errors.New("no other controller has it")
+
 // New makes a service, and its directory.
 func New(cfg Config) (*Service, error) {
 	def := func(n *int64, d int64) {
@@ -317,29 +320,33 @@ func (s *Service) commitFailure(ctx context.Context, id string, cause error) err
 	return nil
 }
 
-// copyImage gets a ready image from a controller that has it. It is no failure of the image if that does not work out.
+// copyImage gets a ready image from a controller that has it or, where none has it (any more), from where it was added from: after a
+// restore on an empty machine. It is no failure of the image if that does not work out.
 func (s *Service) copyImage(ctx context.Context, img *resource.Image, p *progress) error {
 	if !s.has(img) {
-		var err error
+		same := func(_ int64, digest string) error {
+			if digest != img.SHA256 {
+				return resource.Invalid("url", "the content has the checksum sha256:%s, not sha256:%s", digest, img.SHA256)
+			}
+			return nil
+		}
+		err := errNowhere
 		for _, base := range img.Servers {
 			if base == s.cfg.Base {
 				continue
 			}
-			_, err = s.get(ctx, s.cfg.Peers, img.ID, s.sign(base, img.ID, s.cfg.Now().Add(urlTTL)), p, func(_ int64, digest string) error {
-				if digest != img.SHA256 {
-					return resource.Invalid("url", "the content has the checksum sha256:%s, not sha256:%s", digest, img.SHA256)
-				}
-				return nil
-			})
-			if err == nil {
+			if _, err = s.get(ctx, s.cfg.Peers, img.ID, s.sign(base, img.ID, s.cfg.Now().Add(urlTTL)), p, same); err == nil {
 				break
 			}
+		}
+		if err != nil && ctx.Err() == nil && img.URL != "" {
+			_, err = s.get(ctx, s.cfg.Client, img.ID, img.URL, p, same)
 		}
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // it ends because it is to end
 		}
 		if !s.has(img) {
-			s.cfg.Log.Warn().Err(err).Str("kind", "image").Str("id", img.ID).Msg("image could not be copied from another controller")
+			s.cfg.Log.Warn().Err(err).Str("kind", "image").Str("id", img.ID).Msg("image could not be had from another controller, nor from where it was added from")
 			return nil
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -608,4 +609,67 @@ func FuzzInspect(f *testing.F) {
 			t.Fatal("without a size")
 		}
 	})
+}
+
+// TestLost_IsFetchedAgain: a controller that lost its files, as after a restore on an empty machine, gets them from where they were
+// added from, and takes nothing else under their names.
+func TestLost_IsFetchedAgain(t *testing.T) {
+	content := raw(2 << 20)
+	var served atomic.Pointer[[]byte]
+	served.Store(&content)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(*served.Load()) }))
+	defer srv.Close()
+	b := newBench(t, nil)
+	stop := b.run(b.svc)
+	id := b.add(srv.URL+"/x.raw", "")
+	if img, _ := b.ended(id); img == nil {
+		t.Fatal("the image was not added")
+	}
+	stop()
+	file := filepath.Join(b.cfg.Dir, id)
+	for _, c := range []struct {
+		content []byte
+		back    bool
+	}{{raw(1 << 20), false}, {content, true}} {
+		if err := os.RemoveAll(b.cfg.Dir); err != nil {
+			t.Fatal(err)
+		}
+		served.Store(&c.content)
+		log := &syncBuffer{}
+		cfg := b.cfg
+		cfg.Log = zerolog.New(log)
+		s := b.service(cfg)
+		stop := b.run(s)
+		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+			got, err := os.ReadFile(file)
+			if c.back && err == nil && bytes.Equal(got, content) || !c.back && strings.Contains(log.String(), "could not be had") {
+				if !c.back && err == nil {
+					t.Error("other content was taken")
+				}
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("want back %t: %v\n%s", c.back, err, log.String())
+			}
+		}
+		stop()
+	}
+}
+
+// syncBuffer is written by one goroutine and read by another.
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *syncBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *syncBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
 }
