@@ -15,6 +15,9 @@
 //   - Presence tells the truth late rather than never: events come within milliseconds, and once a minute the picture is
 //     put right against the servers' own lists.
 //
+//   - Snapshot copies the precious streams while they are written, each as it was at one moment; Config.Restore makes
+//     them again where there are none, with their sequences.
+//
 // What the streams hold is left to journal, store and publish; who gets credentials to controller/api.
 //
 // # Improvement on the design page, 2026-11-23
