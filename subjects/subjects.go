@@ -120,6 +120,16 @@ func ResourceKey(kind, id string) string { return kind + "." + id }
 // HistorySubject is where the change of one key of a host's document is recorded.
 func HistorySubject(host, key string) string { return historyPrefix + host + "." + key }
 
+// ParseHistory splits the subject of a recorded change into the host and the key in its document.
+func ParseHistory(subject string) (host, key string, err error) {
+	rest, ok := strings.CutPrefix(subject, historyPrefix)
+	host, key, more := strings.Cut(rest, ".")
+	if !ok || !more || !ValidToken(host) || key == "" {
+		return "", "", fmt.Errorf("parse history subject %q: want %s<host>.<key>", subject, historyPrefix)
+	}
+	return host, key, nil
+}
+
 // HistoryAll matches every history subject.
 const HistoryAll = historyPrefix + ">"
 
@@ -189,4 +199,7 @@ const AgentVerbDocument = "document"
 func Inbox(user string) string { return "_INBOX_" + user }
 
 // DirectGet is the request for batches of stored messages of a bucket, which needs no consumer.
-func DirectGet(bucket string) string { return "$JS.API.DIRECT.GET." + BucketStream(bucket) }
+func DirectGet(bucket string) string { return DirectGetStream(BucketStream(bucket)) }
+
+// DirectGetStream is the same for any stream.
+func DirectGetStream(stream string) string { return "$JS.API.DIRECT.GET." + stream }

@@ -46,6 +46,10 @@ func TestBuildersAndParsersAgree(t *testing.T) {
 	if host != "h1" || verb != "image-url" || err != nil {
 		t.Errorf("ParseAgentAPI = %q %q %v", host, verb, err)
 	}
+	host, key, err := ParseHistory(HistorySubject("h1", "domain.d1"))
+	if host != "h1" || key != "domain.d1" || err != nil {
+		t.Errorf("ParseHistory = %q %q %v", host, key, err)
+	}
 	if got, ok := DesiredHost(DesiredBucket("h1")); got != "h1" || !ok {
 		t.Errorf("DesiredHost = %q %v", got, ok)
 	}
@@ -68,6 +72,11 @@ func TestParsersRefuse(t *testing.T) {
 	for _, in := range []string{"shoal.api.v1.ann.vm", "shoal.api.v2.ann.vm.get", "shoal.api.v1.ann.vm.get.x", "x"} {
 		if _, _, _, err := ParseAPI(in); err == nil {
 			t.Errorf("ParseAPI(%q) was accepted", in)
+		}
+	}
+	for _, in := range []string{"shoal.history.h1", "shoal.history..x", "shoal.journal", "shoal.history.h1."} {
+		if _, _, err := ParseHistory(in); err == nil {
+			t.Errorf("ParseHistory(%q) was accepted", in)
 		}
 	}
 	if _, _, err := ParseAgentAPI("shoal.agent.h1.x"); err == nil {

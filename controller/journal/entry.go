@@ -27,9 +27,14 @@ type Entry struct {
 	// At is the transaction's time, in UTC.
 	At      time.Time `json:"at"`
 	Changes []Change  `json:"changes,omitempty"`
-	// Error says why a call was refused, where refused calls are recorded; such an entry has no changes.
+	// Error says why a call was refused; such an entry has no changes, as has that of a call that only read.
 	Error string `json:"error,omitempty"`
+	// More is how many calls like this one, of the same caller, came too fast to be recorded one by one.
+	More uint64 `json:"more,omitempty"`
 }
+
+// IsNote reports whether an entry only records that a call was made: it changed nothing, and its request may come again.
+func (e Entry) IsNote() bool { return len(e.Changes) == 0 }
 
 // Group is what one message holds.
 type Group struct {
@@ -100,6 +105,9 @@ func (e Entry) Encode() (Encoded, error) {
 		}
 		b.WriteString(`,"error":`)
 		b.Write(text)
+	}
+	if e.More > 0 {
+		fmt.Fprintf(b, `,"more":%d`, e.More)
 	}
 	b.WriteByte('}')
 	return b.Bytes(), nil

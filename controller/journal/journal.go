@@ -3,6 +3,7 @@ package journal
 import (
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
+	"shoal/controller/resource"
 	"shoal/subjects"
 )
 
@@ -265,6 +267,23 @@ func (j *Journal) at(ctx context.Context, seq uint64) (Position, error) {
 	return Position{Seq: seq, ID: m.Header.Get(nats.MsgIdHdr)}, nil
 }
 
+// ErrNoMessage says that the journal has no message with that sequence.
+var ErrNoMessage = errors.New("the journal has no such message")
+
+// Get reads one message.
+func (j *Journal) Get(ctx context.Context, seq uint64) (Message, error) {
+	short, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	m, err := j.stream.GetMsg(short, seq)
+	switch {
+	case errors.Is(err, jetstream.ErrMsgNotFound):
+		return Message{}, fmt.Errorf("read journal message %d: %w", seq, ErrNoMessage)
+	case err != nil:
+		return Message{}, fmt.Errorf("read journal message %d: %w", seq, err)
+	}
+	return decode(Raw{Seq: m.Sequence, At: m.Time.UTC(), Data: m.Data}, Position{Seq: seq, ID: m.Header.Get(nats.MsgIdHdr)})
+}
+
 // Verify reports ErrDiverged if a position is not in the journal any more.
 func (j *Journal) Verify(ctx context.Context, p Position) error {
 	if p == (Position{}) {
@@ -341,17 +360,11 @@ func (j *Journal) Replay(ctx context.Context, from uint64, fn func(Message) erro
 	if from = max(from, 1); from > last.Seq {
 		return nil
 	}
-	before := Position{Seq: from - 1}
-	if from > 1 {
-		there, err := j.at(ctx, from-1)
-		switch {
-		case err == nil:
-			before = there
-		case !errors.Is(err, jetstream.ErrMsgNotFound):
-			return err
-		}
+	before, err := j.before(ctx, from)
+	if err != nil {
+		return err
 	}
-	return j.follow(ctx, before, func(m Message) error {
+	return j.follow(ctx, before, decoded(func(m Message) error {
 		if err := fn(m); err != nil {
 			return err
 		}
@@ -359,21 +372,91 @@ func (j *Journal) Replay(ctx context.Context, from uint64, fn func(Message) erro
 			return ErrStop
 		}
 		return nil
+	}))
+}
+
+// before is the position right before a sequence, without identity where there is no message.
+func (j *Journal) before(ctx context.Context, seq uint64) (Position, error) {
+	if seq > 1 {
+		switch there, err := j.at(ctx, seq-1); {
+		case err == nil:
+			return there, nil
+		case !errors.Is(err, jetstream.ErrMsgNotFound):
+			return Position{}, err
+		}
+	}
+	return Position{Seq: seq - 1}, nil
+}
+
+// Values tells what the messages from one sequence to another made of resources, in order, and gives the place and the time of the last one. It
+// is several times as quick as Replay, for it looks at nothing else. A nil value is a deletion; the values are not looked into.
+func (j *Journal) Values(ctx context.Context, from, to uint64, put func(kind resource.Kind, id string, value json.RawMessage)) (at Position, stored time.Time, err error) {
+	from = max(from, 1)
+	if at, err = j.before(ctx, from); err != nil {
+		return at, stored, err
+	}
+	if to < from {
+		return at, stored, nil
+	}
+	end, err := j.at(ctx, to) // that it is there, so that nobody waits for it
+	if err != nil {
+		return at, stored, err
+	}
+	err = j.follow(ctx, at, func(r Raw, here Position) error {
+		changes, ok := scanChanges(r.Data)
+		if !ok {
+			g, err := Decode(r.Data)
+			if err != nil {
+				return fmt.Errorf("message %d: %w: %w", r.Seq, errDamaged, err)
+			}
+			changes = changes[:0]
+			for _, e := range g.Entries {
+				changes = append(changes, e.Changes...)
+			}
+		}
+		for _, c := range changes {
+			put(c.Kind, c.ID, c.Value)
+		}
+		at, stored = here, r.At
+		if r.Seq >= to {
+			return ErrStop
+		}
+		return nil
 	})
+	if err == nil && at != end {
+		err = fmt.Errorf("message %d is another one than before: %w", to, ErrDiverged)
+	}
+	return at, stored, err
 }
 
 // Tail calls fn for every message after a position, and goes on as they come. It survives reconnects and restarts
 // of the server, and returns fn's error, ErrDiverged, or ctx's.
 func (j *Journal) Tail(ctx context.Context, after Position, fn func(Message) error) error {
-	return j.follow(ctx, after, fn)
+	return j.follow(ctx, after, decoded(fn))
 }
+
+// decoded hands on messages with their groups.
+func decoded(fn func(Message) error) func(Raw, Position) error {
+	return func(r Raw, at Position) error {
+		m, err := decode(r, at)
+		if err != nil {
+			return damage{err}
+		}
+		return fn(m)
+	}
+}
+
+// damage is an error of a message, not of whoever consumes it.
+type damage struct{ error }
+
+func (e damage) Unwrap() error { return e.error }
 
 // consumerError marks an error of the function that consumes messages, which ends the reading.
 type consumerError struct{ error }
 
 func (e consumerError) Unwrap() error { return e.error }
 
-func (j *Journal) follow(ctx context.Context, at Position, fn func(Message) error) error {
+func (j *Journal) follow(ctx context.Context, at Position, fn func(r Raw, here Position) error) error {
 	for wait := 50 * time.Millisecond; ; {
 		err := Session{
 			JS: j.js, Stream: subjects.JournalStream, From: at.Seq + 1,
@@ -384,14 +467,17 @@ func (j *Journal) follow(ctx context.Context, at Position, fn func(Message) erro
 				return j.Verify(ctx, at)
 			},
 		}.Run(ctx, func(r Raw) error {
-			m, err := decode(r, at)
-			if err != nil {
+			if err := checkNext(r, at); err != nil {
 				return err
 			}
-			if err := fn(m); err != nil {
+			here := Position{Seq: r.Seq, ID: r.Header.Get(nats.MsgIdHdr)}
+			if err := fn(r, here); err != nil {
+				if broken, ok := errors.AsType[damage](err); ok {
+					return broken.error
+				}
 				return consumerError{err}
 			}
-			at, wait = m.Position, 50*time.Millisecond
+			at, wait = here, 50*time.Millisecond
 			return nil
 		})
 		var own consumerError
@@ -418,20 +504,33 @@ func (j *Journal) follow(ctx context.Context, at Position, fn func(Message) erro
 // errDamaged says that a message of the journal can't be read.
 var errDamaged = errors.New("the journal is damaged: restore a backup")
 
-func decode(r Raw, before Position) (Message, error) {
+func decode(r Raw, at Position) (Message, error) {
 	g, err := Decode(r.Data)
 	if err != nil {
 		return Message{}, fmt.Errorf("message %d: %w: %w", r.Seq, errDamaged, err)
 	}
-	m := Message{Position: Position{Seq: r.Seq, ID: r.Header.Get(nats.MsgIdHdr)}, At: r.At, Group: g, Size: len(r.Data)}
-	// Without an identity nothing was read before: the first message that is there is the right one.
-	if before.ID != "" && !m.Follows(before) {
-		return Message{}, fmt.Errorf("message %d follows %d: %w", r.Seq, before.Seq, ErrDiverged)
-	}
-	return m, nil
+	return Message{Position: at, At: r.At, Group: g, Size: len(r.Data)}, nil
 }
 
 // Follows reports whether a message is the one right after a position.
-func (m Message) Follows(p Position) bool {
-	return m.Seq == p.Seq+1 || m.Group.After != nil && *m.Group.After == p
+func (m Message) Follows(p Position) bool { return follows(m.Seq, m.Group, p) }
+
+func follows(seq uint64, g Group, p Position) bool {
+	return seq == p.Seq+1 || g.After != nil && *g.After == p
+}
+
+// checkNext holds a message to be the one right after a position. Where sequences have a gap, the message itself says so.
+func checkNext(r Raw, before Position) error {
+	// Without an identity nothing was read before: the first message that is there is the right one.
+	if r.Seq == before.Seq+1 || before.ID == "" {
+		return nil
+	}
+	g, err := Decode(r.Data)
+	if err != nil {
+		return fmt.Errorf("message %d: %w: %w", r.Seq, errDamaged, err)
+	}
+	if !follows(r.Seq, g, before) {
+		return fmt.Errorf("message %d follows %d: %w", r.Seq, before.Seq, ErrDiverged)
+	}
+	return nil
 }

@@ -21,6 +21,9 @@ type Session struct {
 	From uint64
 	// LastPerSubject starts with the last message of every subject.
 	LastPerSubject bool
+	// Since is the time of the first message to read, in place of From; Filter restricts it to some subjects.
+	Since  time.Time
+	Filter string
 	// Begin is told how many messages are there when the session starts. Nil for none.
 	Begin func(pending uint64) error
 	// Check is called before anything is read, and again whenever nothing came for a while. The session ends
@@ -99,6 +102,12 @@ func (s Session) run(ctx context.Context, fn func(Raw) error) error {
 	}
 	if s.LastPerSubject {
 		cfg.DeliverPolicy, cfg.OptStartSeq, cfg.FilterSubject = jetstream.DeliverLastPerSubjectPolicy, 0, ">"
+	}
+	if !s.Since.IsZero() {
+		cfg.DeliverPolicy, cfg.OptStartSeq, cfg.OptStartTime = jetstream.DeliverByStartTimePolicy, 0, &s.Since
+	}
+	if s.Filter != "" {
+		cfg.FilterSubject = s.Filter
 	}
 	short, cancel := context.WithTimeout(ctx, requestTimeout)
 	consumer, err := s.JS.CreateConsumer(short, s.Stream, cfg)

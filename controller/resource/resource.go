@@ -386,6 +386,8 @@ type Request struct {
 	Op string `json:"op"`
 	// Params are the call's parameters with secrets masked.
 	Params json.RawMessage `json:"params,omitempty"`
+	// Started is when the controller got the call, in UTC.
+	Started time.Time `json:"started,omitzero"`
 	// Admin says that the caller may do everything. It is of use while the call is worked on, and not kept.
 	Admin bool `json:"-"`
 }

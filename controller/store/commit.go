@@ -60,6 +60,8 @@ type call struct {
 	// restate, instead of fn, gives an entry that says once more what there is; mark, instead of both, ends a round.
 	restate func(v *view) (journal.Entry, error)
 	mark    *journal.Mark
+	// notes are stored as they are, in place of a transaction.
+	notes *notes
 
 	mu    sync.Mutex // held while fn runs
 	gone  bool       // the caller has left: fn must not run any more
@@ -102,6 +104,12 @@ func (s *Store) submit(ctx context.Context, c *call) (uint64, error) {
 	if _, err := crand.Read(c.seed[:]); err != nil {
 		return 0, fmt.Errorf("commit %s: read randomness: %w", req.ID, err)
 	}
+	return c.commit(ctx, l)
+}
+
+// commit brings a call into the queue of a term and waits for its answer.
+func (c *call) commit(ctx context.Context, l *leadership) (uint64, error) {
+	req := c.request
 	select {
 	case l.queue <- c:
 	case <-l.ended:
@@ -342,6 +350,10 @@ func (v *committer) next() *call {
 // run runs a call's function in the open group.
 func (v *committer) run(c *call) {
 	g := v.open
+	if c.notes != nil {
+		v.note(c)
+		return
+	}
 	if seq, ok := v.s.requests.find(c.key); ok {
 		g.add(c, ErrRepeated, seq)
 		return

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"shoal/controller/journal"
 	"shoal/controller/resource"
 )
 
@@ -29,7 +30,10 @@ type Change struct {
 type Entry struct {
 	Request resource.Request
 	At      time.Time
+	// Changes is empty for an entry that only records a call; Error and More are as in the journal.
 	Changes []Change
+	Error   string
+	More    uint64
 }
 
 // Committed is one group of transactions, or several that came while the reader was busy, as one.
@@ -159,6 +163,31 @@ func (s *Store) commits(ctx context.Context, from uint64, fn func(before, after 
 			c = c.next
 		}
 		if err := fn(before, after, entries); err != nil {
+			return err
+		}
+	}
+}
+
+// Log calls fn for every message of the journal after a sequence, one by one as they were stored, with the state after
+// it, and goes on as they come until ctx or fn ends it.
+func (s *Store) Log(ctx context.Context, from uint64, fn func(at journal.Position, after resource.Reader, entries []Entry) error) error {
+	c, err := s.feed.from(from)
+	if err != nil {
+		return err
+	}
+	for ; ; c = c.next {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-c.ready:
+		}
+		if c.reset {
+			return fmt.Errorf("read the log: the state was loaded anew: %w", ErrGone)
+		}
+		if c.after.at.Seq <= from {
+			continue
+		}
+		if err := fn(c.after.at, s.viewOf(c.after), c.entries); err != nil {
 			return err
 		}
 	}

@@ -79,6 +79,20 @@ func (s *Store) build(ctx context.Context, b building) (*snapshot, error) {
 	}
 	s.requests.reset()
 	from := b.at.Seq + 1
+	put := func(kind resource.Kind, id string, value json.RawMessage) {
+		if k := (changeKey{kind, id}); value == nil {
+			delete(b.values, k)
+		} else {
+			b.values[k] = stored{raw: value}
+		}
+	}
+	// Of what is older nothing but the resources is needed.
+	if from < recent {
+		if b.at, _, err = s.journal.Values(ctx, from, recent-1, put); err != nil {
+			return nil, err
+		}
+		from = recent
+	}
 	err = s.journal.Replay(ctx, min(from, recent), func(m journal.Message) error {
 		s.requests.add(m, s.clock())
 		if m.Seq < from {
@@ -87,11 +101,7 @@ func (s *Store) build(ctx context.Context, b building) (*snapshot, error) {
 		b.at = m.Position
 		for _, e := range m.Group.Entries {
 			for _, c := range e.Changes {
-				if k := (changeKey{c.Kind, c.ID}); c.Value == nil {
-					delete(b.values, k)
-				} else {
-					b.values[k] = stored{raw: c.Value}
-				}
+				put(c.Kind, c.ID, c.Value)
 			}
 		}
 		return nil

@@ -84,6 +84,33 @@ func (s *Store) SetPublishedSeq(seq uint64) {
 	s.changed.wake()
 }
 
+// EachStatus tells everything that hosts have reported at this moment.
+func (s *Store) EachStatus(fn func(host string, ref desired.Ref, st desired.Status)) {
+	it, err := s.observedNow().txn.Get(tableStatus, indexID)
+	if err != nil {
+		s.log.Error().Err(err).Msg("can't list what was observed")
+		return
+	}
+	for o := it.Next(); o != nil; o = it.Next() {
+		row := o.(*statusRow)
+		fn(row.host, row.ref, row.status)
+	}
+}
+
+// EachHost tells what is known of every host at this moment, and what was published for it. The map is the store's.
+func (s *Store) EachHost(fn func(host string, seen resource.HostObservation, gen uint64, items map[desired.Ref]resource.PublishedItem)) {
+	it, err := s.observedNow().txn.Get(tableHosts, indexID)
+	if err != nil {
+		s.log.Error().Err(err).Msg("can't list what was observed")
+		return
+	}
+	for o := it.Next(); o != nil; o = it.Next() {
+		if row := o.(*hostRow); row.host != "" {
+			fn(row.host, row.seen, row.gen, row.items)
+		}
+	}
+}
+
 func (s *Store) setHost(host string, change func(*hostRow)) {
 	s.writeObserved(func(txn *memdb.Txn) error {
 		h := *observedView{txn}.host(host)

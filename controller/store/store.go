@@ -194,6 +194,8 @@ func (q *requests) add(m journal.Message, now time.Time) {
 		return
 	}
 	for _, e := range m.Group.Entries {
-		q.put(keyOf(e.Request.ID), m.Seq, now)
+		if !e.IsNote() { // a call that was refused may come again and be accepted
+			q.put(keyOf(e.Request.ID), m.Seq, now)
+		}
 	}
 }

@@ -361,7 +361,7 @@ func apply(txn *memdb.Txn, changes []Change) error {
 
 // decodeEntry makes resources of a journal's entry.
 func decodeEntry(e journal.Entry) (Entry, error) {
-	out := Entry{Request: e.Request, At: e.At, Changes: make([]Change, len(e.Changes))}
+	out := Entry{Request: e.Request, At: e.At, Changes: make([]Change, len(e.Changes)), Error: e.Error, More: e.More}
 	for i, c := range e.Changes {
 		out.Changes[i] = Change{Kind: c.Kind, ID: c.ID, encoded: c.Value}
 		if c.Value == nil {

@@ -6,6 +6,7 @@ import (
 
 	"github.com/hashicorp/go-memdb"
 
+	"shoal/controller/journal"
 	"shoal/controller/resource"
 	"shoal/desired"
 )
@@ -131,3 +132,15 @@ func (v observedView) PublishedGen(host string) uint64 { return v.host(host).gen
 
 // PublishedSeq implements resource.Observed.
 func (v observedView) PublishedSeq() uint64 { return v.host("").seq }
+
+// Position is a state with the message of the journal that it is of.
+type Position struct {
+	At   journal.Position
+	View resource.Reader
+}
+
+// Position is the newest state; ok is false before anything was committed or loaded.
+func (s *Store) Position() (p Position, ok bool) {
+	cur := s.current.Load()
+	return Position{cur.at, s.viewOf(cur)}, cur.at.Seq > 0
+}
