@@ -94,6 +94,7 @@ const (
 	ActionUnlink  DeleteAction = "unlink"  // it stays, without its reference
 	ActionRecycle DeleteAction = "recycle" // it goes to the recycle bin
 	ActionForget  DeleteAction = "forget"  // its record goes, its data stays where it is
+	ActionRestore DeleteAction = "restore" // it becomes what it was: an undo does that
 )
 
 // Deleted is one resource that a deletion touches.
