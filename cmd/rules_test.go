@@ -75,7 +75,7 @@ var seams = []string{"desired", "agent/engine", "agent/host", "agent/xtables"}
 // TestDependencyRules checks section 2 of the design: who may import whom.
 func TestDependencyRules(t *testing.T) {
 	mayNATS := []string{
-		"controller/journal", "controller/publish", "controller/api", "controller/site", "controller/identity", "controller/store", "controller", "agent/link", "agent/install",
+		"controller/journal", "controller/publish", "controller/api", "controller/site", "controller/identity", "controller/store", "controller/history", "controller", "agent/link", "agent/install",
 		"agent/sim/gate", "cmd/shoalctl",
 	}
 	for _, p := range packages(t) {
