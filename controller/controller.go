@@ -22,6 +22,7 @@ import (
 
 	"shoal/controller/backup"
 	"shoal/controller/certificate"
+	"shoal/controller/history"
 	"shoal/controller/identity"
 	"shoal/controller/image"
 	"shoal/controller/journal"
@@ -57,8 +58,10 @@ type Config struct {
 	// JournalKeep is how much history the journal keeps at least, JournalMaxBytes how large it may become; 0 for no limit.
 	JournalKeep     time.Duration
 	JournalMaxBytes uint64
-	Version         string
-	Log             zerolog.Logger
+	// AuditReads records calls that only read, too.
+	AuditReads bool
+	Version    string
+	Log        zerolog.Logger
 	// FirstPassword is called with the one-time password of the admin account when that is made, which is at the first start of an
 	// installation. Nobody is told it again. May be nil: then only a credentials file leads in.
 	FirstPassword func(password string)
@@ -85,6 +88,9 @@ type controller struct {
 	book   *journal.Journal
 	store  *store.Store
 	images *image.Service
+	past   *history.History
+	// calls are those that changed nothing and are to be recorded; what one term could not write, the next may.
+	calls *history.Recorder
 
 	passwords *passwords
 	// serverPin is the pin of what an external server presents.
@@ -143,6 +149,12 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := c.store.Load(ctx); err != nil {
 		return err
 	}
+	if c.past, err = history.New(history.Config{
+		Dir: filepath.Join(cfg.Data, "history"), Journal: c.book, Store: c.store, JS: c.site.JetStream(), Log: c.log,
+	}); err != nil {
+		return err
+	}
+	c.calls = history.NewRecorder(c.store.Note, c.log)
 	if c.images, err = c.imageService(listener.Addr()); err != nil {
 		return err
 	}
@@ -156,6 +168,7 @@ func Run(ctx context.Context, cfg Config) error {
 	group.Go(func() error { return c.watchServer(ctx, seen) })
 	group.Go(func() error { return c.store.Watch(ctx, c.site.JetStream()) })
 	group.Go(func() error { return c.site.Presence(ctx, c.connected) })
+	group.Go(func() error { return c.past.Run(ctx) })
 	group.Go(func() error { return c.serveHTTP(ctx, listener) })
 	group.Go(func() error { return c.run(ctx) })
 	if err := group.Wait(); ctx.Err() == nil || !errors.Is(err, context.Canceled) {

@@ -32,4 +32,8 @@
 //     parameters that lead elsewhere.
 //   - A revocation is a resource, made in the transaction that ends a session or host: whoever leads brings the servers into line with them.
 //   - Hints (shoal.event) name the account that owns what changed, and an ordinary account hears its own only.
+//   - Every controller keeps an index of the journal and checkpoints of the state in its data directory (controller/history), which
+//     therefore imports nats.go. HISTORY also holds what is known of a host as a whole, under host.self, written by the leader when
+//     it changes: without that nothing could be said of the status of anything in the past. Calls that changed nothing
+//     are entries of the journal without changes; their request ids may come again.
 package controller

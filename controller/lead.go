@@ -109,7 +109,7 @@ func (c *controller) lead(ctx context.Context) error {
 		asked: asked[resource.KindSite], log: c.log, now: time.Now,
 	}
 	service := api.New(api.Config{
-		Store: c.store, Conn: c.site.Conn(), ImageURLs: c.images.URLs, Log: c.log,
+		Store: c.store, Conn: c.site.Conn(), ImageURLs: c.images.URLs, Record: c.calls.Record, AuditReads: c.cfg.AuditReads, Log: c.log,
 		Roles: map[string]api.Role{
 			c.id.SigningKey(identity.RoleAdmin): api.RoleAdmin, c.id.SigningKey(identity.RoleViewer): api.RoleViewer,
 			c.id.SigningKey(identity.RoleManager): api.RoleSession, c.id.SigningKey(identity.RoleUser): api.RoleSession,
@@ -119,9 +119,11 @@ func (c *controller) lead(ctx context.Context) error {
 		Env: api.Env{
 			Version: c.cfg.Version, Name: c.cfg.Name, HostJWT: c.id.IssueHost, SessionJWT: c.sessionJWT, Passwords: c.passwords,
 			SessionTime: c.cfg.SessionTime, Door: c.door, ImageProgress: c.images.Progress,
-			Usage: c.usage(backups), Backups: backups.List, Ahead: held.list,
+			Usage: c.usage(backups), Backups: backups.List, Ahead: held.list, History: c.past,
 		},
 	})
+	group.Go(func() error { return c.calls.Run(ctx) })
+	group.Go(func() error { return c.past.RecordHosts(ctx) })
 	group.Go(func() error { return publisher.Run(ctx) })
 	group.Go(func() error { return service.Run(ctx) })
 	group.Go(func() error { return c.images.Run(ctx) })

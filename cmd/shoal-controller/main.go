@@ -98,6 +98,7 @@ What clients must trust is in <data>/ca.pem.`,
 	f.BoolVar(&cfg.Backup.Seal.Plain, "backup-unencrypted", false, "do not encrypt backups, which hold every private key")
 	f.Var((*days)(&cfg.JournalKeep), "journal-keep", "how much history the journal keeps, such as 400d or 720h; 0 for all of it")
 	f.Var((*size)(&cfg.JournalMaxBytes), "journal-max-size", "how large the journal may become before history goes, however young, such as 20GiB; 0 for no limit")
+	f.BoolVar(&cfg.AuditReads, "audit-reads", false, "record calls that only read in the journal, too")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&format, "log-format", "json", "json or console")
 	cmd.AddCommand(natsConfig(), creds(), ca(), restore(), verifyBackup(), rebuild())

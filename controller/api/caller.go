@@ -1,6 +1,8 @@
 package api
 
 import (
+	"time"
+
 	"shoal/controller/access"
 	"shoal/controller/resource"
 )
@@ -11,8 +13,9 @@ type Caller struct {
 	Token string
 	// Key is the public key of its credentials, Issuer that of who signed them.
 	Key, Issuer string
-	// From is its address.
-	From string
+	// From is its address, Started when the controller got the call.
+	From    string
+	Started time.Time
 }
 
 // Role is what a signer of credentials stands for.

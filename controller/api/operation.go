@@ -11,6 +11,7 @@ import (
 
 	"shoal/controller/access"
 	"shoal/controller/backup"
+	"shoal/controller/history"
 	"shoal/controller/plan"
 	"shoal/controller/resource"
 )
@@ -41,6 +42,9 @@ const (
 	KindSchema   resource.Kind = "schema"
 	KindIdentity resource.Kind = "identity"
 	KindQuota    resource.Kind = "quota"
+	KindAudit    resource.Kind = "audit"
+	KindHistory  resource.Kind = "history"
+	KindReplay   resource.Kind = "replay"
 )
 
 // Column is a column of an operation's table.
@@ -73,10 +77,14 @@ type Operation struct {
 	Scope Scope
 	// Paths are further places in the tree of commands, such as "host approve".
 	Paths []string
+	// Proposes is set where the command only shows what would be done, unless told --yes.
+	Proposes bool
 
-	params reflect.Type
-	read   func(env *Env, r resource.Reader, params any) (any, error)
-	write  func(tx resource.Tx, params, prepared any) (Outcome, error)
+	// streams is set for a read that finds what it shows in the streams: no view of a past moment is opened for it.
+	streams bool
+	params  reflect.Type
+	read    func(ctx context.Context, env *Env, r resource.Reader, params any) (any, error)
+	write   func(tx resource.Tx, params, prepared any) (Outcome, error)
 	// prepare does before a write what can't be done in a transaction, such as hashing a password; write gets its result. It
 	// runs once the caller was found to be allowed to.
 	prepare func(ctx context.Context, env *Env, r resource.Reader, who access.Principal, params any) (any, error)
@@ -107,7 +115,7 @@ func (o *Operation) Decode(body []byte) (params any, common Common, err error) {
 		body = []byte("{}")
 	}
 	v := reflect.New(reflect.StructOf([]reflect.StructField{
-		{Name: "Params", Type: o.params}, {Name: "Common", Type: reflect.TypeFor[Common]()},
+		{Name: "Params", Type: o.params}, {Name: "Common", Type: reflect.TypeFor[Common]()}, {Name: "Past", Type: reflect.TypeFor[Past]()},
 	})).Elem()
 	if err := decodeInto("request", body, o.allParams(), v); err != nil {
 		return nil, common, err
@@ -117,13 +125,21 @@ func (o *Operation) Decode(body []byte) (params any, common Common, err error) {
 	}
 	p := reflect.New(o.params)
 	p.Elem().Set(v.Field(0))
-	return p.Interface(), v.Field(1).Interface().(Common), nil
+	common = v.Field(1).Interface().(Common)
+	common.At = v.Field(2).Interface().(Past).At
+	return p.Interface(), common, nil
 }
 
-// allParams are the parameters of a request as fields of a struct of two: the operation's and those of every request.
+// allParams are the parameters of a request as fields of a struct of three: the operation's, and those of every write or of every read.
 func (o *Operation) allParams() []Param {
 	out := make([]Param, 0, len(o.Params)+3)
-	for i, list := range [][]Param{o.Params, o.commonParams()} {
+	lists := [3][]Param{0: o.Params}
+	if o.Class == Read {
+		lists[2] = o.commonParams()
+	} else {
+		lists[1] = o.commonParams()
+	}
+	for i, list := range lists {
 		for _, p := range list {
 			p.index = append([]int{i}, p.index...)
 			out = append(out, p)
@@ -134,7 +150,7 @@ func (o *Operation) allParams() []Param {
 
 func (o *Operation) commonParams() []Param {
 	if o.Class == Read {
-		return nil
+		return paramsOf(reflect.TypeFor[Past]())
 	}
 	return paramsOf(reflect.TypeFor[Common]())
 }
@@ -193,6 +209,13 @@ type Common struct {
 	// Request is the request's id, made by the client. The same id again is answered with what the first call did.
 	Request string `json:"request,omitempty" help:"id of the request; a repetition with the same id is done once"`
 	DryRun  bool   `json:"dry_run,omitempty" help:"tell what would change and change nothing"`
+	// At is the moment that a read is of; "" for now. See Past.
+	At string `json:"-"`
+}
+
+// Past are the parameters that every read has.
+type Past struct {
+	At string `json:"at,omitempty" help:"show how it was then: a time such as 2026-11-24T15:04:05Z, how long ago such as -2h or -1d12h, or a sequence of the journal"`
 }
 
 // Outcome is what the function of a write has done.
@@ -246,6 +269,8 @@ type Page struct {
 	Total int `json:"total"`
 	// Next is the offset of what did not fit in this answer; 0 at the end.
 	Next int `json:"next,omitempty"`
+	// Cursor, where there is one, is given instead of an offset to go on.
+	Cursor string `json:"cursor,omitempty"`
 	// Seq is the journal sequence of the view.
 	Seq uint64 `json:"seq"`
 }
@@ -268,7 +293,7 @@ func (g *Registry) Find(kind resource.Kind, verb string) *Operation {
 func NewRegistry() *Registry {
 	g := &Registry{byName: map[string]*Operation{}}
 	for _, declare := range []func(*Registry){
-		places, hosts, storages, images, offerings, networks, groups, vms, nics, volumes, tasks, accounts, users, sessions, shares, enrolments, system, site, backups, ahead,
+		places, hosts, storages, images, offerings, networks, groups, vms, nics, volumes, tasks, accounts, users, sessions, shares, enrolments, past, system, site, backups, ahead,
 	} {
 		declare(g)
 	}
@@ -298,7 +323,19 @@ func (g *Registry) add(o *Operation) {
 // reads declares an operation that reads.
 func reads[P any](g *Registry, o Operation, run func(env *Env, r resource.Reader, p *P) (any, error)) {
 	o.Class, o.params = Read, reflect.TypeFor[P]()
-	o.read = func(env *Env, r resource.Reader, p any) (any, error) { return run(env, r, p.(*P)) }
+	o.read = func(_ context.Context, env *Env, r resource.Reader, p any) (any, error) { return run(env, r, p.(*P)) }
+	g.add(&o)
+}
+
+// finds declares an operation that reads what the streams have of the past.
+func finds[P any](g *Registry, o Operation, run func(ctx context.Context, env *Env, r resource.Reader, p *P) (any, error)) {
+	o.Class, o.params, o.streams = Read, reflect.TypeFor[P](), true
+	o.read = func(ctx context.Context, env *Env, r resource.Reader, p any) (any, error) {
+		if env.History == nil {
+			return nil, noHistory()
+		}
+		return run(ctx, env, r, p.(*P))
+	}
 	g.add(&o)
 }
 
@@ -350,6 +387,10 @@ type Env struct {
 	// caller is who asks, and whole everything there is; the service sets them for each call.
 	caller access.Principal
 	whole  resource.Reader
+	// moment is the one that a read is of; zero for now.
+	moment history.Moment
+	// History is the past; nil where there is none.
+	History *history.History
 	// ImageProgress is how far an image's download is, if one is running.
 	ImageProgress func(id string) (percent int, ok bool)
 	// Usage is what takes space, Backups which backups there are, Ahead which hosts know more than the journal.

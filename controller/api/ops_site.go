@@ -10,8 +10,8 @@ import (
 	"shoal/controller/resource"
 )
 
-// readTimeout bounds what a read asks of others than the store.
-const readTimeout = 4 * time.Second
+// askTimeout bounds what a read asks of others than the store.
+const askTimeout = 4 * time.Second
 
 // SiteUsage is a thing that takes space.
 type SiteUsage struct {
@@ -76,7 +76,7 @@ func site(g *Registry) {
 		if env.Usage == nil {
 			return nil, notLeading()
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), readTimeout)
+		ctx, cancel := context.WithTimeout(context.Background(), askTimeout)
 		defer cancel()
 		all, err := env.Usage(ctx)
 		if err != nil {

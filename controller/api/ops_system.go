@@ -3,6 +3,7 @@ package api
 import (
 	"cmp"
 	"slices"
+	"time"
 
 	"shoal/controller/resource"
 )
@@ -20,13 +21,18 @@ func system(g *Registry) {
 				counts[k]++
 			}
 		}
+		var at *time.Time
+		if !env.moment.Time.IsZero() {
+			at = &env.moment.Time
+		}
 		return struct {
+			At           *time.Time            `json:"at,omitempty"`
 			Name         string                `json:"name"`
 			Version      string                `json:"version"`
 			Seq          uint64                `json:"seq"`
 			PublishedSeq uint64                `json:"published_seq"`
 			Resources    map[resource.Kind]int `json:"resources"`
-		}{env.Name, env.Version, r.Seq(), env.whole.Observed().PublishedSeq(), counts}, nil
+		}{at, env.Name, env.Version, r.Seq(), env.whole.Observed().PublishedSeq(), counts}, nil
 	})
 	type schemaParams struct {
 		Kind string `json:"kind,omitempty" arg:"1" help:"kind whose operations to show; all where not given"`

@@ -77,6 +77,9 @@ func paramsOf(t reflect.Type) []Param {
 			continue // the fields of an embedded struct are visible themselves
 		}
 		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		if name == "-" {
+			continue
+		}
 		if name == "" || f.Tag.Get("help") == "" {
 			panic(fmt.Sprintf("field %s of %s lacks a json or help tag", f.Name, t))
 		}

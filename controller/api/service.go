@@ -44,7 +44,11 @@ type Config struct {
 	SealTo func(box string, plain []byte) (sealed []byte, by string, err error)
 	// ImageURLs are the addresses at which a host may fetch an image, and until when.
 	ImageURLs func(id string) (urls []string, expires time.Time, err error)
-	Log       zerolog.Logger
+	// Record records a call that changed nothing: one that was refused, with why, and where AuditReads is set one that read. It must not
+	// block. Nil for no record.
+	Record     func(req resource.Request, refusal string)
+	AuditReads bool
+	Log        zerolog.Logger
 }
 
 // Limits of the service.
@@ -55,6 +59,8 @@ const (
 	// writeTimeout bounds the wait for the journal. An answer that comes later is of no use to a caller; a repetition
 	// with the same request id finds out what became of it.
 	writeTimeout = 5 * time.Second
+	// readTimeout bounds the work for a read of the past.
+	readTimeout = 30 * time.Second
 	// maxAnswer keeps an answer below the server's limit of 1 MiB for messages, headers included.
 	maxAnswer = 960 << 10
 )
@@ -183,10 +189,12 @@ func (s *Service) answer(ctx context.Context, op *Operation, req micro.Request) 
 	defer s.recovered(req, op.Name(), caller)
 	var info requestInfo
 	if err == nil {
-		info, err = admit(req, s.cfg.UserAccount)
+		if info, err = admit(req, s.cfg.UserAccount); err != nil {
+			s.record(op, resource.Request{ID: uuid.NewString(), Caller: unverified, From: info.Host, Op: op.Name(), Started: started.UTC().Round(0)}, false, err)
+		}
 	}
 	if err == nil {
-		who := Caller{Token: caller, Key: info.User, Issuer: info.Issuer, From: info.Host}
+		who := Caller{Token: caller, Key: info.User, Issuer: info.Issuer, From: info.Host, Started: started.UTC().Round(0)}
 		answer, err = s.Call(ctx, op, who, req.Headers().Get(HeaderRequestID), req.Data())
 	}
 	if err != nil {
@@ -251,56 +259,122 @@ func (s *Service) refuse(req micro.Request, op, caller string, err error) {
 
 // Call does what a request asks for. It is what the endpoints call, without NATS.
 func (s *Service) Call(ctx context.Context, op *Operation, caller Caller, requestID string, body []byte) (any, error) {
-	answer, err := s.call(ctx, op, caller, requestID, body)
+	// Whose it is, is not known yet, and a stranger's id of a request must not pass for somebody else's.
+	req := resource.Request{ID: uuid.NewString(), Caller: caller.Token, From: caller.From, Op: op.Name(), Started: caller.Started}
+	answer, dry, err := s.call(ctx, op, caller, requestID, &req, body)
+	if errors.Is(err, store.ErrNotLeading) {
+		return nil, err // asked again, the leader answers, and records it
+	}
 	if e, ok := errors.AsType[*resource.Error](err); ok {
-		// An error names nothing that the caller does not see, either.
+		// An error names nothing that the caller does not see, either; nor does the record of it, which the caller may read.
 		view := s.cfg.Store.View()
 		if who, unknown := s.principal(view, caller); unknown == nil {
-			return nil, access.Hide(view, who, e)
+			answer, err = nil, access.Hide(view, who, e)
 		}
 	}
+	s.record(op, req, dry, err)
 	return answer, err
 }
 
-func (s *Service) call(ctx context.Context, op *Operation, caller Caller, requestID string, body []byte) (any, error) {
+// unverified is who called where no server vouches for a name.
+const unverified = "unverified"
+
+// record keeps a call that changed nothing. The others are in the journal by what they changed.
+func (s *Service) record(op *Operation, req resource.Request, dry bool, err error) {
+	switch {
+	case s.cfg.Record == nil:
+	case err != nil:
+		s.cfg.Record(req, err.Error())
+	case s.cfg.AuditReads && (op.read != nil || dry):
+		s.cfg.Record(req, "")
+	}
+}
+
+// call does a request, and fills in what is found out about it on the way: it is recorded as far as that went.
+func (s *Service) call(ctx context.Context, op *Operation, caller Caller, requestID string, req *resource.Request, body []byte) (answer any, dry bool, err error) {
 	full := s.cfg.Store.View()
 	who, err := s.principal(full, caller)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
+	req.Caller, req.Account, req.Session, req.From, req.Admin = who.ID, who.Account, who.Session, who.From, who.Admin
 	// Decoded here once, so that a wrong request costs nothing; and again in every run of the transaction, which
 	// resolves names in place.
 	params, common, err := op.Decode(body)
-	if err != nil {
-		return nil, err
-	}
-	seen := access.View(full, who)
-	if err := op.authorise(full, seen, who, params); err != nil {
-		return nil, err
-	}
-	if op.read != nil {
-		return op.read(s.env(full, who), seen, params)
-	}
 	if common.Request != "" {
 		requestID = common.Request
 	}
-	if requestID == "" {
-		requestID = uuid.NewString()
+	valid := subjects.ValidToken(requestID)
+	if valid {
+		req.ID = scopedRequest(who, requestID)
+	} else if requestID == "" {
+		req.ID, valid = scopedRequest(who, req.ID), true
 	}
-	if !subjects.ValidToken(requestID) {
-		return nil, resource.Invalid("request", "%q is not 1 to 64 characters of A-Z, a-z, 0-9, _ and -", requestID)
+	if err != nil {
+		return nil, false, err
 	}
-	req := resource.Request{
-		ID: scopedRequest(who, requestID), Caller: who.ID, Account: who.Account, Session: who.Session, From: who.From,
-		Op: op.Name(), Params: mask(body, op.allParams()), Admin: who.Admin,
+	// Not before it was decoded: what can't be read can't be masked either.
+	req.Params = mask(body, op.allParams())
+	if op.read != nil {
+		answer, err = s.read(ctx, op, full, who, params, common.At)
+		return answer, false, err
+	}
+	if err := op.authorise(full, access.View(full, who), who, params); err != nil {
+		return nil, common.DryRun, err
+	}
+	if !valid {
+		return nil, common.DryRun, resource.Invalid("request", "%q is not 1 to 64 characters of A-Z, a-z, 0-9, _ and -", requestID)
 	}
 	var prepared any
 	if op.prepare != nil {
 		if prepared, err = op.prepare(ctx, s.env(full, who), full, who, params); err != nil {
+			return nil, common.DryRun, err
+		}
+	}
+	reply, err := s.write(ctx, op, caller, *req, body, prepared, common.DryRun)
+	if err != nil {
+		return nil, common.DryRun, err // not a nil pointer in an interface
+	}
+	return reply, common.DryRun, nil
+}
+
+// read answers a read, of now or of a moment of the past.
+func (s *Service) read(ctx context.Context, op *Operation, full resource.Reader, who access.Principal, params any, at string) (any, error) {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	env := s.env(full, who)
+	if at != "" {
+		if err := s.turnBack(ctx, op, env, at); err != nil {
 			return nil, err
 		}
 	}
-	return s.write(ctx, op, caller, req, body, prepared, common.DryRun)
+	seen := access.View(env.whole, who)
+	if err := op.authorise(env.whole, seen, who, params); err != nil {
+		return nil, err
+	}
+	return op.read(ctx, env, seen, params)
+}
+
+// turnBack makes what an operation sees that of a moment of the past.
+func (s *Service) turnBack(ctx context.Context, op *Operation, env *Env, at string) (err error) {
+	switch {
+	case env.History == nil:
+		return noHistory()
+	case env.caller.User != "" && !env.caller.Everything():
+		// Its policies were others then, or none.
+		return (&resource.Error{Code: resource.CodeForbidden, Field: "at", Message: "the past is shown to accounts, not to their users"}).
+			WithRemedy("ask your account's administrator")
+	}
+	if env.moment, err = env.History.Parse(ctx, at); err != nil || op.streams {
+		return err
+	}
+	env.ImageProgress = nil // that of now
+	env.whole, err = env.History.At(ctx, env.moment)
+	return err
+}
+
+func noHistory() error {
+	return &resource.Error{Code: resource.CodeInternal, Message: "this controller keeps no history", Remedy: "ask one that was started with a data directory"}
 }
 
 // env is what an operation of a caller needs beside the store.

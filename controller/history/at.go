@@ -34,6 +34,12 @@ func (h *History) Parse(ctx context.Context, text string) (Moment, error) {
 			return Moment{}, resource.Invalid("at", "message %d is not in the journal, which has 1 to %d", seq, last)
 		}
 		m, err := h.cfg.Journal.Get(ctx, seq)
+		if errors.Is(err, journal.ErrNoMessage) {
+			bound, boundErr := h.cfg.Journal.Bound(ctx)
+			if boundErr == nil && seq < bound.First {
+				return Moment{}, tooOld(bound)
+			}
+		}
 		if err != nil {
 			return Moment{}, err
 		}
@@ -169,18 +175,34 @@ func (h *History) stateBefore(ctx context.Context, seq uint64, until time.Time) 
 	if best+1 >= seq {
 		return s, from, nil
 	}
-	if best > 0 {
+	bound, err := h.cfg.Journal.Bound(ctx)
+	switch {
+	case err != nil:
+		return nil, base{}, err
+	case best+1 < bound.First && seq <= bound.Whole:
+		return nil, base{}, tooOld(bound)
+	case best+1 < bound.First:
+		// What is left of a compacted journal says everything once more.
+		s, best = newState(), bound.First-1
+	case best >= bound.First:
 		if err := h.cfg.Journal.Verify(ctx, s.at); err != nil {
 			return nil, base{}, err
 		}
 	}
 	s = s.copy()
-	var err error
 	s.at, s.stored, err = h.cfg.Journal.Values(ctx, best+1, seq-1, s.put)
 	if err != nil {
 		return nil, base{}, err
 	}
 	return s, from, nil
+}
+
+// tooOld says that a moment is before what a compacted journal still tells of.
+func tooOld(b journal.Bound) error {
+	return &resource.Error{
+		Code: resource.CodeNotFound, Field: "at", Message: fmt.Sprintf("the journal was compacted: nothing is known of moments before message %d", b.Whole),
+		Remedy: "look at a later moment, or restore a backup from that time on another machine",
+	}
 }
 
 // readCheckpoint reads a checkpoint of this journal. One that is damaged, or of another journal, is removed.

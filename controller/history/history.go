@@ -241,8 +241,12 @@ func (h *History) follow(ctx context.Context) error {
 	for {
 		at := h.position()
 		err := h.cfg.Store.Log(ctx, at.Seq, func(at journal.Position, after resource.Reader, entries []store.Entry) error {
-			if before := h.position(); at.Seq != before.Seq+1 {
+			switch before := h.position(); {
+			case at.Seq <= before.Seq:
 				return fmt.Errorf("index message %d after %d: %w", at.Seq, before.Seq, journal.ErrDiverged)
+			case at.Seq != before.Seq+1:
+				// Sequences have gaps after a restore, and marks are in no log: the journal tells whether this is the next one.
+				return store.ErrGone
 			}
 			if err := h.add(at, entries); err != nil {
 				return err
@@ -289,6 +293,10 @@ func (h *History) replay(ctx context.Context, from journal.Position, pace *pace)
 		}
 		s = s.copy()
 	}
+	bound, err := h.cfg.Journal.Bound(ctx)
+	if err != nil {
+		return err
+	}
 	return h.cfg.Journal.Replay(ctx, from.Seq+1, func(m journal.Message) error {
 		entries := make([]store.Entry, len(m.Group.Entries))
 		changes := 0
@@ -315,7 +323,8 @@ func (h *History) replay(ctx context.Context, from journal.Position, pace *pace)
 		}
 		s.at, s.stored = m.Position, m.At
 		pace.cost += 1 + changes
-		if pace.cost >= max(h.cfg.CheckpointEvery, s.count) {
+		// In what is left of a compacted journal the state is whole only from the end of the first round of restating on.
+		if pace.cost >= max(h.cfg.CheckpointEvery, s.count) && m.Seq >= bound.Whole {
 			pace.cost = 0
 			h.writeCheckpoint(snapshot{at: m.Position, state: s})
 		}
@@ -351,6 +360,8 @@ func (h *History) position() journal.Position {
 
 // add indexes a message.
 func (h *History) add(at journal.Position, entries []store.Entry) error {
+	// What was said once more, so that the journal can be compacted, is no change.
+	entries = slices.DeleteFunc(slices.Clone(entries), func(e store.Entry) bool { return e.Request.Op == journal.OpRestate })
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.tail.add(at, entries)

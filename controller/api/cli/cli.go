@@ -37,6 +37,8 @@ type App struct {
 	server, creds, ca, contextName, output string
 	timeout, waitTimeout                   time.Duration
 	noHeaders, quiet                       bool
+	// moment is the one that shoalctl replay was opened at.
+	moment string
 }
 
 // DefaultServer is where a controller with default settings listens.
@@ -94,12 +96,23 @@ func (a *App) Command() *cobra.Command {
 		return c.names(), cobra.ShellCompDirectiveNoFileComp
 	})
 	for _, op := range a.registry.Operations() {
-		a.place(root, api.Command(op.Kind)+" "+op.Verb, op, false)
+		switch op.Kind {
+		case api.KindHistory: // its command is its kind: shoalctl history KIND NAME
+			a.place(root, string(op.Kind), op, true)
+		case api.KindReplay: // see replayCommand
+		default:
+			a.place(root, api.Command(op.Kind)+" "+op.Verb, op, false)
+		}
 		for _, path := range op.Paths {
 			a.place(root, path, op, true)
 		}
 	}
-	root.AddCommand(a.loginCommand(), a.logoutCommand(), a.contextCommand(), a.natsCommand(), a.versionCommand())
+	for _, cmd := range root.Commands() {
+		if cmd.Name() == string(api.KindAudit) {
+			cmd.AddCommand(a.exportCommand())
+		}
+	}
+	root.AddCommand(a.replayCommand(), a.loginCommand(), a.logoutCommand(), a.contextCommand(), a.natsCommand(), a.versionCommand())
 	return root
 }
 
@@ -168,8 +181,12 @@ type call struct {
 	// many says that the first argument may be given several times.
 	many                bool
 	dryRun, wait, watch bool
-	request             string
-	credsOut            string
+	// yes does what is otherwise only proposed.
+	yes     bool
+	request string
+	// at is the moment that a read is of.
+	at       string
+	credsOut string
 	// secrets are the files of secret parameters.
 	secrets map[string]*string
 	flags   *pflag.FlagSet
@@ -184,6 +201,9 @@ func (a *App) operation(op *api.Operation) *cobra.Command {
 		name := strings.ToUpper(p.Name)
 		if p.Name == "id" {
 			name = "NAME"
+		}
+		if p.Name == "id" && op.Kind == api.KindAudit {
+			name = "REQUEST"
 		}
 		if !p.Required {
 			name = "[" + name + "]"
@@ -230,6 +250,12 @@ func (a *App) operation(op *api.Operation) *cobra.Command {
 		}
 		a.completeFlag(cmd, p)
 	}
+	switch {
+	case op.Class == api.Read:
+		cmd.Flags().StringVar(&c.at, "at", a.at(), "show how it was then: a time such as 2026-11-24T15:04:05Z, how long ago such as -2h or -1d12h, or a sequence of the journal (SHOAL_AT)")
+	case op.Proposes:
+		cmd.Flags().BoolVar(&c.yes, "yes", false, "do it; without it is shown what would be done")
+	}
 	if op.Class != api.Read {
 		cmd.Flags().BoolVar(&c.dryRun, "dry-run", false, "show what would change, also on hosts, and change nothing")
 		cmd.Flags().BoolVar(&c.wait, "wait", false, "wait until hosts have brought it about, and fail if they can't")
@@ -244,6 +270,12 @@ func (a *App) operation(op *api.Operation) *cobra.Command {
 	if len(args) > 0 {
 		cmd.ValidArgsFunction = func(cmd *cobra.Command, given []string, prefix string) ([]string, cobra.ShellCompDirective) {
 			kind := op.Kind
+			if op.Kind == api.KindHistory && len(given) == 0 {
+				return kindNames(prefix), cobra.ShellCompDirectiveNoFileComp
+			}
+			if op.Kind == api.KindHistory {
+				kind = resource.Kind(given[0])
+			}
 			if len(given) < len(args) && args[len(given)].Ref != "" {
 				kind = args[len(given)].Ref
 			} else if len(given) >= len(args) && !c.many || op.Verb == "create" {
@@ -303,10 +335,20 @@ func (a *App) completeFlag(cmd *cobra.Command, p api.Param) {
 	}
 }
 
+func kindNames(prefix string) []string {
+	var out []string
+	for _, k := range resource.Kinds() {
+		if strings.HasPrefix(string(k), prefix) {
+			out = append(out, string(k))
+		}
+	}
+	return out
+}
+
 // completeNames asks the controller, but not for long: somebody waits at a prompt.
 func (a *App) completeNames(ctx context.Context, kind resource.Kind, prefix string) ([]string, cobra.ShellCompDirective) { //nolint:contextcheck // cobra completes without one
 	op := a.registry.Find(kind, "list")
-	if op == nil {
+	if op == nil || resource.New(kind) == nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	if ctx == nil {
@@ -403,6 +445,14 @@ func first(s ...string) string {
 
 // run makes the calls of one command line.
 func (a *App) run(ctx context.Context, c *call, args []api.Param, given []string) error {
+	switch {
+	case c.op.Class != api.Read && a.at() != "":
+		return usage(fmt.Errorf("you are looking at the past (%s): nothing can be changed there; unset SHOAL_AT", a.at()))
+	case c.watch && c.at != "":
+		return usage(errors.New("--watch: the past does not change; leave out --at"))
+	case c.op.Proposes && !c.yes:
+		c.dryRun = true
+	}
 	var keys *hostKey
 	if f := c.flags.Lookup("creds-out"); f != nil && !c.dryRun {
 		var err error
@@ -533,18 +583,33 @@ func (c *call) body() ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode request: %w", err)
 	}
-	if c.op.Class == api.Read {
+	if c.op.Class == api.Read && c.at == "" {
 		return b, nil
 	}
-	common, err := json.Marshal(api.Common{Request: first(c.request, uuid.NewString()), DryRun: c.dryRun})
+	common, err := json.Marshal(api.Past{At: c.at})
 	if err != nil {
 		return nil, fmt.Errorf("encode request: %w", err)
 	}
-	if string(b) == "{}" {
-		return common, nil
+	if c.op.Class == api.Read {
+		return merge(b, common), nil
 	}
-	return slices.Concat(b[:len(b)-1], []byte(","), common[1:]), nil
+	common, err = json.Marshal(api.Common{Request: first(c.request, uuid.NewString()), DryRun: c.dryRun})
+	if err != nil {
+		return nil, fmt.Errorf("encode request: %w", err)
+	}
+	return merge(b, common), nil
 }
+
+// merge makes one of two JSON objects.
+func merge(a, b []byte) []byte {
+	if string(a) == "{}" {
+		return b
+	}
+	return slices.Concat(a[:len(a)-1], []byte(","), b[1:])
+}
+
+// at is the moment that all reads are of, where one is set; "" for now.
+func (a *App) at() string { return first(a.moment, a.Getenv("SHOAL_AT")) }
 
 // list follows the pages of an answer.
 func (a *App) list(ctx context.Context, client *api.Client, c *call, body []byte) (json.RawMessage, error) {
@@ -553,7 +618,7 @@ func (a *App) list(ctx context.Context, client *api.Client, c *call, body []byte
 	if err := json.Unmarshal(body, &want); err != nil {
 		return nil, fmt.Errorf("encode request: %w", err)
 	}
-	limit, _ := want["limit"].(float64)
+	limit, limited := want["limit"].(float64)
 	for {
 		b, err := json.Marshal(want)
 		if err != nil {
@@ -570,18 +635,36 @@ func (a *App) list(ctx context.Context, client *api.Client, c *call, body []byte
 			return nil, fmt.Errorf("read answer: %w", err)
 		}
 		all.Items, all.Total, all.Seq = append(all.Items, page.Items...), page.Total, page.Seq
-		if page.Next == 0 || limit > 0 && len(all.Items) >= int(limit) {
+		if page.Next == 0 && page.Cursor == "" || limit > 0 && len(all.Items) >= int(limit) {
+			if !limited && len(all.Items) == defaultLimit && all.Total != len(all.Items) && !countOnly(c) {
+				a.tell("the first %d are shown%s; --limit 0 shows all\n", len(all.Items), ofTotal(all.Total))
+			}
 			out, err := json.Marshal(all)
 			if err != nil {
 				return nil, fmt.Errorf("encode list: %w", err)
 			}
 			return out, nil
 		}
-		want["offset"] = page.Next
+		if page.Cursor != "" {
+			want["cursor"] = page.Cursor
+			delete(want, "offset")
+		} else {
+			want["offset"] = page.Next
+		}
 		if limit > 0 {
 			want["limit"] = int(limit) - len(all.Items)
 		}
 	}
+}
+
+// defaultLimit is how many calls are shown where no limit is given.
+const defaultLimit = 100
+
+func ofTotal(n int) string {
+	if n <= 0 {
+		return ""
+	}
+	return fmt.Sprintf(" of %d", n)
 }
 
 // refresh shows the resource as it is after the wait.

@@ -149,6 +149,24 @@ func TestScripts(t *testing.T) {
 			"enrol":    enrolCmd,
 			"renew":    renewCmd,
 			"nosecret": noSecretCmd,
+			// waitfor TEXT COMMAND...: the command's output has the text at last.
+			"waitfor": func(ts *testscript.TestScript, _ bool, args []string) {
+				for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+					err := ts.Exec(args[1], args[2:]...)
+					if err == nil && strings.Contains(ts.ReadFile("stdout"), args[0]) {
+						return
+					}
+					if time.Now().After(deadline) {
+						ts.Fatalf("%v never says %q", args[1:], args[0])
+					}
+				}
+			},
+			// atseq FILE: SEQ becomes the sequence of the first call in the file.
+			"atseq": func(ts *testscript.TestScript, _ bool, args []string) {
+				var calls []struct{ Seq uint64 }
+				ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &calls))
+				ts.Setenv("SEQ", fmt.Sprint(calls[0].Seq))
+			},
 			// cancel FILE: cancelling the task whose id is in the file must be refused.
 			"cancel": func(ts *testscript.TestScript, _ bool, args []string) {
 				if err := ts.Exec("shoalctl", "task", "cancel", strings.TrimSpace(ts.ReadFile(args[0]))); err == nil {

@@ -158,7 +158,7 @@ func (a *App) natsCommand() *cobra.Command {
 			}
 			_, err = fmt.Fprint(a.Out, strings.NewReplacer("SERVER", to.Server, "CREDS", creds, "TRUST", trust, "PREFIX", subjects.Inbox(user), "REQUEST", subjects.API(user, "vm", "get"),
 				"SCHEMA", subjects.API(user, string(api.KindSchema), "get"), "EVENTS", subjects.EventAll, "DESIRED", subjects.DesiredBucket("HOST-ID"),
-				"OBSERVED", subjects.ObservedBucket, "JOURNAL", subjects.JournalStream, "RESOURCES", subjects.ResourcesBucket).Replace(`# once: a context of the nats CLI
+				"OBSERVED", subjects.ObservedBucket, "JOURNAL", subjects.JournalStream, "HISTORY", subjects.HistoryStream, "HEAD", subjects.HistorySubject("HOST-ID", subjects.HeadKey), "RESOURCES", subjects.ResourcesBucket).Replace(`# once: a context of the nats CLI
 nats context add shoal --server SERVER --creds CREDSTRUST --inbox-prefix PREFIX --select
 
 nats micro info shoal                          # every operation and its subject
@@ -167,7 +167,8 @@ nats req SCHEMA '{"kind":"vm","verb":"create"}'   # the JSON schema of an operat
 nats kv get RESOURCES vm.VM-ID --raw            # a resource as it is kept
 nats kv get DESIRED head --raw                  # what a host must be: its head, then its items
 nats kv get OBSERVED HOST-ID.host.self --raw    # what a host reports
-nats stream get JOURNAL --last-for shoal.journal   # the newest transaction
+nats stream get JOURNAL --last-for shoal.journal   # the newest transactions, and refused calls; or: JOURNAL SEQ, by audit list -o wide
+nats stream get HISTORY --last-for HEAD         # what a host had to be and reported, change by change; or: HISTORY SEQ, by history host
 nats sub EVENTS                                # hints of changes, as they happen
 `))
 			return err

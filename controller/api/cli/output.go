@@ -34,6 +34,14 @@ func (a *App) print(c *call, answers []json.RawMessage) error {
 		}
 		return a.printList(c.op, fieldsOf(c), page.Items)
 	case api.ResultOne:
+		if show := a.printer(c.op); show != nil && a.output == "table" && !a.quiet {
+			for _, raw := range answers {
+				if err := show(raw); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
 		if len(answers) > 1 || a.output == "table" || a.output == "wide" || a.output == "csv" || a.quiet {
 			return a.printList(c.op, nil, answers)
 		}
@@ -53,6 +61,18 @@ func (a *App) print(c *call, answers []json.RawMessage) error {
 		return a.printValue(answers)
 	}
 	return nil
+}
+
+// printer shows an answer in a way of its own; nil for a table.
+func (a *App) printer(op *api.Operation) func(json.RawMessage) error {
+	switch {
+	case op.Kind == api.KindReplay && op.Verb == "query":
+		return a.printDifference
+	case op.Kind == api.KindAudit && op.Verb == "get":
+		return a.printCall
+	default:
+		return nil
+	}
 }
 
 func countOnly(c *call) bool {
@@ -302,6 +322,9 @@ func (a *App) printReply(c *call, raw json.RawMessage) error {
 		return err
 	}
 	done := past(c)
+	if c.op.Proposes {
+		all = nil // each is among those that are listed with what becomes of them
+	}
 	for _, one := range all {
 		var m resource.Meta
 		if err := json.Unmarshal(one, &m); err != nil {
@@ -337,6 +360,9 @@ func (a *App) printReply(c *call, raw json.RawMessage) error {
 		if err := printDocuments(&b, r.Documents); err != nil {
 			return err
 		}
+	}
+	if c.op.Proposes && r.DryRun && !a.quiet {
+		b.WriteString("nothing was done; --yes does it\n")
 	}
 	_, err := fmt.Fprint(a.Out, b.String())
 	return err
