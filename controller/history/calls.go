@@ -337,7 +337,11 @@ func (h *History) Versions(ctx context.Context, f Filter, show Show) ([]Version,
 	want := f.Limit
 	// One more: what the last one is compared with.
 	f.Limit, f.Outcome, f.Oldest = want+1, Changed, false
-	places, _, err := p.search(ctx, &f, ids)
+	kept, err := h.kept(ctx, &f)
+	if err != nil {
+		return nil, nil, err
+	}
+	places, _, err := p.search(ctx, kept, ids)
 	if err != nil {
 		return nil, nil, h.damaged(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -360,8 +361,6 @@ func (h *History) position() journal.Position {
 
 // add indexes a message.
 func (h *History) add(at journal.Position, entries []store.Entry) error {
-	// What was said once more, so that the journal can be compacted, is no change.
-	entries = slices.DeleteFunc(slices.Clone(entries), func(e store.Entry) bool { return e.Request.Op == journal.OpRestate })
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.tail.add(at, entries)
@@ -418,8 +417,23 @@ func (h *History) search(ctx context.Context, f *Filter) ([]Place, int, error) {
 			return nil, 0, h.damaged(err)
 		}
 	}
+	f, err := h.kept(ctx, f)
+	if err != nil {
+		return nil, 0, err
+	}
 	places, total, err := p.search(ctx, f, ids)
 	return places, total, h.damaged(err)
+}
+
+// kept restricts a filter to what the journal still has: the index knows of messages that a compaction has taken away since.
+func (h *History) kept(ctx context.Context, f *Filter) (*Filter, error) {
+	bound, err := h.cfg.Journal.Bound(ctx)
+	if err != nil || bound.First <= 1 || f.After != nil && f.After.Seq >= bound.First {
+		return f, err
+	}
+	g := *f
+	g.After = &Place{Seq: bound.First - 1, Sub: math.MaxInt}
+	return &g, nil
 }
 
 // damaged makes the index anew where an error says that it must be.

@@ -121,6 +121,9 @@ func hash(s string) uint64 {
 // add takes in a message. Name gives the name of a resource that is not in its change, because it was deleted.
 func (t *tail) add(at journal.Position, entries []store.Entry) {
 	for i, e := range entries {
+		if e.Request.Op == journal.OpRestate {
+			continue // said once more, so that the journal can be compacted: no change
+		}
 		when := e.At.UnixNano()
 		if t.Rows == 0 {
 			t.From, t.To = when, when
