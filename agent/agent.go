@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -72,7 +73,15 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := a.connect(cfg, who); err != nil {
 		return err
 	}
-	a.engine = engine.New(engine.Config{Reporter: a.link, Log: log})
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return fmt.Errorf("read the id of this start of the machine: %w", err)
+	}
+	marks, err := ledger.OpenMarks(filepath.Join(cfg.Data, "ledger"), strings.TrimSpace(string(boot)), log)
+	if err != nil {
+		return err
+	}
+	a.engine = engine.New(engine.Config{Reporter: a.link, Memory: marks, Log: log})
 	libvirt := domain.NewSocket(cfg.Libvirt)
 	defer libvirt.Close()
 	sensor, err := probe.New(probe.Config{Data: cfg.Data, Run: host.Machine{}, Versions: libvirt.Versions, Log: log})
@@ -97,8 +106,13 @@ func Run(ctx context.Context, cfg Config) error {
 	group.Go(func() error { return a.engine.Run(running) })
 	group.Go(func() error { return a.link.Run(running) })
 	group.Go(func() error { return a.renewer.Run(running) })
+	group.Go(func() error { return marks.Run(running) })
 	group.Go(func() error { return sensor.Run(running, a.inventory) })
-	if err := group.Wait(); ctx.Err() == nil {
+	err = group.Wait()
+	if flushErr := marks.Flush(); flushErr != nil {
+		log.Error().Err(flushErr).Msg("what is held by drift policy is not on disk")
+	}
+	if ctx.Err() == nil {
 		return err
 	}
 	return nil

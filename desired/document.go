@@ -150,6 +150,9 @@ const (
 	PolicyAdopt Policy = "adopt" // report what is there, so that the controller may take it over
 )
 
+// Valid reports whether it is one of them.
+func (p Policy) Valid() bool { return p == PolicyHeal || p == PolicyHold || p == PolicyAdopt }
+
 // Head is the index of a document.
 type Head struct {
 	Host string `json:"host"`

@@ -33,11 +33,17 @@ type Status struct {
 	Progress int `json:"progress,omitempty"`
 	// Since is when the item entered its phase.
 	Since time.Time `json:"since"`
+	// Began is when the agent took up what it has brought about, or still tries to: new content, or a foreign change. Zero for
+	// what it found so when it started. Older agents don't say it.
+	Began time.Time `json:"began,omitzero"`
 	// Cause is the request that last changed the item.
 	Cause string `json:"cause,omitempty"`
 	// Drifts counts foreign changes that were found and healed since the agent started; LastDrift describes the newest.
 	Drifts    int    `json:"drifts,omitempty"`
 	LastDrift *Drift `json:"last_drift,omitempty"`
+	// Found is, in phase Drifted and with policy adopt, the spec that what was found fits, for the controller to take over. Where
+	// no spec can express it, the item is held and Fault says so.
+	Found json.RawMessage `json:"found,omitempty"`
 }
 
 // Drift is a foreign change: found, told, healed.

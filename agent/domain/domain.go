@@ -436,28 +436,56 @@ func (k *Kind) Diff(_ string, want desired.Domain, h Have) string {
 	if s := powerDiff(want, h); s != "" {
 		what = append(what, s)
 	}
-	if h.Info.Active() && want.Power != desired.PowerOff && h.live != nil {
-		p := plugsOf(viewOf(want), h)
-		for _, d := range p.outDisks {
-			what = append(what, "disk "+d.Target+" still plugged in")
-		}
-		for _, d := range p.inDisks {
-			what = append(what, "disk "+d.Target+" not plugged in")
-		}
-		for _, n := range p.outNICs {
-			what = append(what, "nic "+n.MAC+" still plugged in")
-		}
-		for _, n := range p.inNICs {
-			what = append(what, "nic "+n.MAC+" not plugged in")
-		}
-		for _, mac := range h.Loose {
-			what = append(what, "nic "+mac+" is not on its bridge")
-		}
-	}
+	what = append(what, plugDiff(want, h)...)
 	if actDue(want, h) {
 		what = append(what, "act due")
 	}
 	return strings.Join(what, ", ")
+}
+
+// Adopt implements engine.Adopter: whether a guest runs is taken over, and nothing else. A crash is nobody's wish.
+func (k *Kind) Adopt(_ string, want desired.Domain, h Have) (desired.Domain, bool) {
+	if h.Err != nil {
+		return want, false
+	}
+	found := want
+	switch {
+	case h.Info.State == Running, h.Info.State == Blocked:
+		found.Power = desired.PowerOn
+	case h.Info.State == Paused && h.Info.Reason != PausedIOError && !passing(h.Info.Reason):
+		found.Power = desired.PowerPaused
+	case h.Info.State == Shutoff && h.Info.Reason != ShutoffCrashed && !h.ByGuest:
+		found.Power = desired.PowerOff
+	default:
+		return want, false
+	}
+	more := len(definitionDiff(found, h)) > 0 || len(plugDiff(found, h)) > 0 || actDue(found, h)
+	return found, found.Power != want.Power && !more
+}
+
+// plugDiff is how the devices of a running domain differ.
+func plugDiff(want desired.Domain, h Have) []string {
+	if !h.Info.Active() || want.Power == desired.PowerOff || h.live == nil {
+		return nil
+	}
+	var what []string
+	p := plugsOf(viewOf(want), h)
+	for _, d := range p.outDisks {
+		what = append(what, "disk "+d.Target+" still plugged in")
+	}
+	for _, d := range p.inDisks {
+		what = append(what, "disk "+d.Target+" not plugged in")
+	}
+	for _, n := range p.outNICs {
+		what = append(what, "nic "+n.MAC+" still plugged in")
+	}
+	for _, n := range p.inNICs {
+		what = append(what, "nic "+n.MAC+" not plugged in")
+	}
+	for _, mac := range h.Loose {
+		what = append(what, "nic "+mac+" is not on its bridge")
+	}
+	return what
 }
 
 // definitionDiff is how the definition of the next start differs.

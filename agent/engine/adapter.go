@@ -25,6 +25,7 @@ type adapter struct {
 	flush  func(ctx context.Context) error
 	facts  func(id string, have any) (json.RawMessage, error)
 	counts func(have any) bool
+	adopt  func(id string, want, have any) (json.RawMessage, error)
 
 	parallel int
 	timeout  time.Duration
@@ -125,6 +126,16 @@ func newAdapter[W, H any, P interface {
 				}
 			}()
 			return k.Counts(have.(H))
+		}
+	}
+	if k, ok := impl.(Adopter[W, H]); ok {
+		a.adopt = func(id string, want, have any) (_ json.RawMessage, err error) {
+			defer protect(&err)
+			found, ok := k.Adopt(id, want.(W), have.(H))
+			if !ok {
+				return nil, nil
+			}
+			return desired.Canonical(found)
 		}
 	}
 	if k, ok := impl.(Sizer); ok {

@@ -23,6 +23,8 @@ type Config struct {
 	Log      zerolog.Logger
 	// SweepEvery is how often everything is observed, events or not; 0 for 60 s. It is varied by 20 %.
 	SweepEvery time.Duration
+	// Memory keeps what is held by policy over the end of this process; nil to forget it.
+	Memory Memory
 }
 
 // Engine brings a host to its document. Make one with New, give it kinds with Add and documents with Set, and Run it.
@@ -59,6 +61,7 @@ type Engine struct {
 	clock   uint64 // orders observations, calls and changes
 	alarms  alarms
 	settles []settle
+	drift   drifting
 }
 
 // settle is a caller of Settled.
@@ -83,6 +86,7 @@ func New(cfg Config) *Engine {
 		waiting:    map[desired.Ref]map[*item]struct{}{},
 		blocked:    map[*item]struct{}{},
 		running:    map[*call]struct{}{},
+		drift:      newDrifting(cfg.Memory),
 	}
 }
 

@@ -44,6 +44,8 @@ type item struct {
 	heals    bucket
 	drifts   int
 	drift    *desired.Drift
+	// foundSpec is what the kind makes of a foreign change, while it is shown.
+	foundSpec []byte
 
 	// What it is known to have needed when it was last Ready.
 	uses      []desired.Ref
@@ -59,6 +61,7 @@ type item struct {
 	job     *job
 	solo    bool
 	working time.Time // since when it is on its way to Ready, for the log
+	began   time.Time // when what it last is on its way to was taken up
 
 	status   desired.Status
 	shown    bool
@@ -84,7 +87,7 @@ func (e *Engine) show(it *item, phase desired.Phase, fault *desired.Fault) {
 	now := time.Now().UTC()
 	s := desired.Status{
 		Rev: it.rev, Phase: phase, Fault: fault, Facts: e.factsOf(it), Progress: it.progress,
-		Since: it.status.Since, Cause: it.cause, Drifts: it.drifts, LastDrift: it.drift,
+		Since: it.status.Since, Began: it.began.UTC(), Cause: it.cause, Drifts: it.drifts, LastDrift: it.drift, Found: it.foundSpec,
 	}
 	entered := !it.shown || it.status.Phase != phase
 	if entered {
@@ -292,7 +295,7 @@ func (e *Engine) factsOf(it *item) []byte {
 
 func sameStatus(a, b desired.Status) bool {
 	return a.Rev == b.Rev && a.Phase == b.Phase && a.Progress == b.Progress && a.Cause == b.Cause && a.Drifts == b.Drifts &&
-		a.Since.Equal(b.Since) && sameFault(a.Fault, b.Fault) && bytes.Equal(a.Facts, b.Facts) && sameDrift(a.LastDrift, b.LastDrift)
+		a.Since.Equal(b.Since) && a.Began.Equal(b.Began) && bytes.Equal(a.Found, b.Found) && sameFault(a.Fault, b.Fault) && bytes.Equal(a.Facts, b.Facts) && sameDrift(a.LastDrift, b.LastDrift)
 }
 
 func sameFault(a, b *desired.Fault) bool {

@@ -96,6 +96,12 @@ type (
 		Facts(id string, have H) any
 	}
 
+	// Adopter says in a spec what was found, where others have changed an item: want with the differences taken over. ok is
+	// false where the spec can't express all of them. Like Diff it is pure and cheap.
+	Adopter[W, H any] interface {
+		Adopt(id string, want W, have H) (found W, ok bool)
+	}
+
 	// Sizer says for how many of the kind's items Ensure may run at once; the default is 8.
 	Sizer interface {
 		Parallel() int

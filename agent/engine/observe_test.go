@@ -216,7 +216,7 @@ func TestDrift_ThatComesBackForEverDoesNotSpin(t *testing.T) {
 }
 
 func TestDrift_HoldAndAdoptTouchNothing(t *testing.T) {
-	for policy, code := range map[desired.Policy]desired.Code{desired.PolicyHold: desired.CodeHeld, desired.PolicyAdopt: ""} {
+	for policy, code := range map[desired.Policy]desired.Code{desired.PolicyHold: desired.CodeHeld, desired.PolicyAdopt: desired.CodeHeld} {
 		t.Run(string(policy), func(t *testing.T) {
 			bubble(t, func(t *testing.T, r *rig) {
 				r.start()

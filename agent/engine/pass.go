@@ -16,7 +16,7 @@ func (e *Engine) adopt(doc desired.Document) {
 		return
 	}
 	e.log.Debug().Uint64("gen", doc.Head.Gen).Int("items", len(doc.Items)).Msg("document in force")
-	e.doc, e.docSet, e.moved = doc.Head, true, true
+	e.doc, e.docSet, e.moved, e.drift.dirty = doc.Head, true, true, true
 	for ref, want := range doc.Items {
 		it := e.items[ref]
 		if it == nil {
@@ -56,7 +56,7 @@ func (e *Engine) want(it *item, doc desired.Item) {
 	if same && was.Rev == doc.Rev && was.Cause == doc.Cause {
 		return
 	}
-	it.doc, it.rev, it.cause = &doc, doc.Rev, doc.Cause
+	it.doc, it.rev, it.cause, e.drift.dirty = &doc, doc.Rev, doc.Cause, true
 	if same {
 		// Rev or Cause alone: nothing to do but to say so.
 		if it.shown {
@@ -80,6 +80,7 @@ func (e *Engine) want(it *item, doc desired.Item) {
 	it.ready, it.drifted, it.solo = false, false, false
 	it.approved, it.held, it.quiet = false, false, false
 	it.working, it.lookAfter = time.Now(), time.Time{}
+	it.began = it.working
 	e.touch(it)
 }
 
@@ -90,7 +91,7 @@ func (e *Engine) unwant(it *item) {
 	}
 	it.doc, it.want, it.bad = nil, nil, nil
 	e.restart(it)
-	it.ready, it.drifted = false, false
+	it.ready, it.drifted, e.drift.dirty = false, false, true
 	if it.job != nil && it.job.op == opEnsure && !it.job.collected {
 		it.job.cancel()
 	}
@@ -106,6 +107,7 @@ func (e *Engine) pass(ctx context.Context) {
 			e.startObserve(ctx, d)
 		}
 	}
+	e.remember()
 	e.answerSettled()
 }
 
@@ -175,6 +177,7 @@ func (e *Engine) judge(it *item) op {
 		e.failed(it, err, it.seen)
 		return opNone
 	}
+	e.recall(it, diff)
 	if diff == "" {
 		if d.doubts(it) {
 			e.show(it, desired.PhaseRetrying, FaultOf(fmt.Errorf("observe %s: %w", d.name, d.err)))
@@ -187,7 +190,7 @@ func (e *Engine) judge(it *item) op {
 		e.foreignChange(it, diff)
 	}
 	if it.drifted {
-		if policy := e.doc.Policy[d.name]; policy == desired.PolicyHold || policy == desired.PolicyAdopt {
+		if policy := e.policy(d.name); policy != desired.PolicyHeal {
 			e.showDrifted(it, policy, diff)
 			return opNone
 		}
@@ -264,35 +267,10 @@ func (e *Engine) unmet(it *item) (desired.Ref, string) {
 // becomeReady takes note that an item is as it should be.
 func (e *Engine) becomeReady(it *item) {
 	e.restart(it)
+	e.drift.dirty = e.drift.dirty || !it.ready || it.drifted
 	it.ready, it.drifted, it.solo = true, false, false
 	it.uses, it.usesKnown = it.doc.Needs, true
 	e.show(it, desired.PhaseReady, nil)
-}
-
-// foreignChange takes note of a change that others made to an item which was Ready.
-func (e *Engine) foreignChange(it *item, diff string) {
-	now := time.Now()
-	it.ready, it.drifted = false, true
-	it.drifts++
-	it.drift = &desired.Drift{At: now.UTC(), What: diff}
-	it.working = now
-	e.log.Warn().Str("kind", string(it.ref.Kind)).Str("id", it.ref.ID).Uint64("rev", it.rev).Str("what", diff).Msg("item drifted")
-	if wait := it.heals.take(now); wait > 0 {
-		e.retryIn(it, wait)
-	}
-}
-
-// showDrifted shows what policy leaves as it is.
-func (e *Engine) showDrifted(it *item, policy desired.Policy, diff string) {
-	e.restart(it)
-	if it.drift == nil || it.drift.What != diff {
-		it.drift = &desired.Drift{At: time.Now().UTC(), What: diff}
-	}
-	var fault *desired.Fault
-	if policy == desired.PolicyHold {
-		fault = FaultOf(&desired.Fault{Code: desired.CodeHeld, Message: "changed by others and held as it is by policy: " + diff})
-	}
-	e.show(it, desired.PhaseDrifted, fault)
 }
 
 // answerSettled lets callers of Settled go.
