@@ -396,5 +396,8 @@ func (unobserved) Host(string) resource.HostObservation { return resource.HostOb
 func (unobserved) Published(string, desired.Ref) (resource.PublishedItem, bool) {
 	return resource.PublishedItem{}, false
 }
+func (unobserved) Drifted() iter.Seq2[resource.HostItem, desired.Status] {
+	return func(func(resource.HostItem, desired.Status) bool) {}
+}
 func (unobserved) PublishedGen(string) uint64 { return 0 }
 func (unobserved) PublishedSeq() uint64       { return 0 }

@@ -71,6 +71,8 @@ type Operation struct {
 	Params        []Param
 	Result        Result
 	Columns       []Column
+	// Bare makes it what the command of its kind does without a verb.
+	Bare bool
 	// Task is set where the effect on hosts takes time: a call makes a task.
 	Task bool
 	// Scope is who may call it at all; see its values. What a caller may do with which resources is decided by package access.
@@ -293,7 +295,7 @@ func (g *Registry) Find(kind resource.Kind, verb string) *Operation {
 func NewRegistry() *Registry {
 	g := &Registry{byName: map[string]*Operation{}}
 	for _, declare := range []func(*Registry){
-		places, hosts, storages, images, offerings, networks, groups, vms, nics, volumes, tasks, accounts, users, sessions, shares, enrolments, past, system, site, backups, ahead,
+		places, hosts, storages, images, offerings, networks, groups, vms, nics, volumes, tasks, drifts, accounts, users, sessions, shares, enrolments, past, system, site, backups, ahead,
 	} {
 		declare(g)
 	}

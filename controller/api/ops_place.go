@@ -41,24 +41,30 @@ func places(g *Registry) {
 		Zone string `json:"zone" ref:"zone" required:"true" help:"zone that it is in"`
 		Arch string `json:"arch,omitempty" enum:"amd64|arm64" help:"architecture that its hosts must have; any where not given"`
 		Over int    `json:"cpu_overcommit,omitempty" help:"how many virtual CPUs each processor may carry, 1 to 1000 (10)"`
+		driftChange
 	}
 	writes(g, Operation{
 		Kind: resource.KindCluster, Verb: "create", Summary: "Create a cluster", Example: "shoalctl cluster create c1 --zone z1",
 		Help: "A cluster is a set of hosts that share storages and networks.",
 	}, func(tx resource.Tx, p *clusterCreate) (Outcome, error) {
-		return create(tx, &resource.Cluster{Meta: p.base(tx), ZoneID: p.Zone, State: resource.Enabled, Arch: p.Arch, CPUOvercommit: p.Over})
+		c := &resource.Cluster{Meta: p.base(tx), ZoneID: p.Zone, State: resource.Enabled, Arch: p.Arch, CPUOvercommit: p.Over}
+		if err := p.apply(&c.Drift); err != nil {
+			return Outcome{}, err
+		}
+		return create(tx, c)
 	})
 	type clusterUpdate struct {
 		getParams
 		metaChange
 		Arch *string `json:"arch,omitempty" enum:"amd64|arm64" help:"architecture that its hosts must have; an empty text for any"`
 		Over *int    `json:"cpu_overcommit,omitempty" help:"how many virtual CPUs each processor may carry, 1 to 1000"`
+		driftChange
 	}
-	updatable(g, "c1 --name rack-1", "", func(p *clusterUpdate) (string, metaChange) { return p.ID, p.metaChange },
+	updatable(g, "c1 --name rack-1\nshoalctl cluster update c1 --drift domain=adopt", driftHelp, func(p *clusterUpdate) (string, metaChange) { return p.ID, p.metaChange },
 		func(_ resource.Tx, p *clusterUpdate, c *resource.Cluster) error {
 			set(&c.Arch, p.Arch)
 			set(&c.CPUOvercommit, p.Over)
-			return nil
+			return p.driftChange.apply(&c.Drift)
 		})
 	switchable(g, "Its hosts are switched with it.", func(c *resource.Cluster) *resource.State { return &c.State }, switchHosts)
 	deletable(g, resource.KindCluster, "")
@@ -115,9 +121,13 @@ func hosts(g *Registry) {
 		getParams
 		metaChange
 		Shrink *bool `json:"shrink,omitempty" help:"let its next documents remove more running VMs than the guard on the host lets pass"`
+		driftChange
 	}
-	updatable(g, "h1 --description 'rack 4'", "", func(p *hostUpdate) (string, metaChange) { return p.ID, p.metaChange },
-		func(_ resource.Tx, p *hostUpdate, h *resource.Host) error { set(&h.Shrink, p.Shrink); return nil })
+	updatable(g, "h1 --description 'rack 4'\nshoalctl host update h1 --drift domain=hold,netdev=default", "What is said here of drift goes before what its cluster says. "+driftHelp, func(p *hostUpdate) (string, metaChange) { return p.ID, p.metaChange },
+		func(_ resource.Tx, p *hostUpdate, h *resource.Host) error {
+			set(&h.Shrink, p.Shrink)
+			return p.driftChange.apply(&h.Drift)
+		})
 	switchable(g, "VMs that run on it go on.", func(h *resource.Host) *resource.State { return &h.State }, nil)
 	deletable(g, resource.KindHost, "Its records go, its data stays where it is. Its credentials stop working at once, which cuts its agent off.", "host remove")
 }

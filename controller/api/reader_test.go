@@ -40,4 +40,7 @@ func (emptyReader) Published(string, desired.Ref) (p resource.PublishedItem, kno
 	return p, false
 }
 func (emptyReader) PublishedGen(string) uint64 { return 0 }
-func (emptyReader) PublishedSeq() uint64       { return 0 }
+func (emptyReader) Drifted() iter.Seq2[resource.HostItem, desired.Status] {
+	return func(func(resource.HostItem, desired.Status) bool) {}
+}
+func (emptyReader) PublishedSeq() uint64 { return 0 }

@@ -2,7 +2,9 @@ package history
 
 import (
 	"encoding/json"
+	"iter"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -53,6 +55,23 @@ func (o *observation) Status(host string, ref desired.Ref) (desired.Status, bool
 	}
 	st, err := desired.DecodeStatus(raw)
 	return st, err == nil
+}
+
+// Drifted implements resource.Observed.
+func (o *observation) Drifted() iter.Seq2[resource.HostItem, desired.Status] {
+	return func(yield func(resource.HostItem, desired.Status) bool) {
+		for _, host := range slices.Sorted(maps.Keys(o.hosts)) {
+			for _, name := range slices.Sorted(maps.Keys(o.hosts[host].status)) {
+				var ref desired.Ref
+				if ref.UnmarshalText([]byte(name)) != nil {
+					continue
+				}
+				if st, ok := o.Status(host, ref); ok && resource.HasDrifted(st) && !yield(resource.HostItem{Host: host, Ref: ref}, st) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // Host implements resource.Observed.

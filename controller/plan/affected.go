@@ -46,6 +46,12 @@ func (a *affected) resource(r, other resource.Resource, in resource.Reader) {
 	switch x := r.(type) {
 	case *resource.Host:
 		a.host(x, other, in)
+	case *resource.Cluster:
+		if o, ok := other.(*resource.Cluster); !ok || !maps.Equal(o.Drift, x.Drift) {
+			for h := range resource.Referrers[*resource.Host](in, resource.KindCluster, x.ID) {
+				a.add(h.ID)
+			}
+		}
 	case *resource.Storage:
 		// Of a storage, hosts know how to reach it and nothing else.
 		o, _ := other.(*resource.Storage)
@@ -102,7 +108,7 @@ func (a *affected) resource(r, other resource.Resource, in resource.Reader) {
 	case *resource.Volume:
 		a.add(resource.VolumeHost(in, x))
 	default:
-		// Zones, clusters, images, offerings and tasks are in no document: what a host must know of an image is in the
+		// Zones, images, offerings and tasks are in no document: what a host must know of an image is in the
 		// volumes that stand on it.
 	}
 }
@@ -110,7 +116,7 @@ func (a *affected) resource(r, other resource.Resource, in resource.Reader) {
 func (a *affected) host(x *resource.Host, other resource.Resource, in resource.Reader) {
 	o, ok := other.(*resource.Host)
 	sameVTEPs := ok && maps.Equal(o.VTEPs, x.VTEPs)
-	if !ok || !sameVTEPs || o.ClusterID != x.ClusterID || o.Shrink != x.Shrink || (o.Hold == nil) != (x.Hold == nil) {
+	if !ok || !sameVTEPs || o.ClusterID != x.ClusterID || o.Shrink != x.Shrink || (o.Hold == nil) != (x.Hold == nil) || !maps.Equal(o.Drift, x.Drift) {
 		a.add(x.ID)
 	}
 	if sameVTEPs || !ok && len(x.VTEPs) == 0 {

@@ -143,7 +143,7 @@ func (d *Renderer) Render(host string) ([]desired.Item, HeadBits, error) {
 		items = append(items, it)
 	}
 	slices.SortFunc(items, func(a, b desired.Item) int { return a.Ref().Compare(b.Ref()) })
-	return items, HeadBits{Shrink: h.Shrink}, nil
+	return items, HeadBits{Shrink: h.Shrink, Policy: resource.DriftPolicies(d.r, h)}, nil
 }
 
 func byID[T resource.Resource](a, b T) int { return strings.Compare(a.Base().ID, b.Base().ID) }

@@ -209,19 +209,22 @@ func decideVM(r resource.Reader, now time.Time, vm *resource.VM) decision {
 			vm.Expunging = true
 			return tx.Put(vm)
 		}
-	case vm.Power == desired.PowerOn:
-		// Looking for the word is much cheaper than decoding the facts of every VM.
-		st, ok := r.Observed().Status(vm.HostID, resource.DomainRef(vm.ID))
-		if !ok || !bytes.Contains(st.Facts, []byte(`"by_guest":true`)) || !guestShutDown(r, vm) {
-			return nil
-		}
-		return func(tx resource.Tx) error {
-			vm := resource.Copy(vm)
-			vm.Power, vm.Force, vm.Act = desired.PowerOff, false, nil
-			return tx.Put(vm)
-		}
-	default:
+	}
+	if d := adoptVM(r, vm); d != nil {
+		return d
+	}
+	if vm.Power != desired.PowerOn {
 		return nil
+	}
+	// Looking for the word is much cheaper than decoding the facts of every VM.
+	st, ok := r.Observed().Status(vm.HostID, resource.DomainRef(vm.ID))
+	if !ok || !bytes.Contains(st.Facts, []byte(`"by_guest":true`)) || !guestShutDown(r, vm) {
+		return nil
+	}
+	return func(tx resource.Tx) error {
+		vm := resource.Copy(vm)
+		vm.Power, vm.Force, vm.Act = desired.PowerOff, false, nil
+		return tx.Put(vm)
 	}
 }
 

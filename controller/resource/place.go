@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"shoal/desired"
 )
 
 // Zone is the largest scope. Resources of different zones can't be combined.
@@ -38,6 +40,8 @@ type Cluster struct {
 	Arch string `json:"arch,omitempty"`
 	// CPUOvercommit is how many virtual CPUs each processor of a host may carry, up to 1000; 0 for DefaultCPUOvercommit.
 	CPUOvercommit int `json:"cpu_overcommit,omitempty"`
+	// Drift is what hosts do about foreign changes, by kind of item; a host may differ. What is not named is healed.
+	Drift map[desired.Kind]desired.Policy `json:"drift,omitempty"`
 }
 
 // Kind implements Resource.
@@ -63,6 +67,9 @@ func (c *Cluster) Validate() error {
 	if c.CPUOvercommit < 0 || c.CPUOvercommit > 1000 {
 		return Invalid("cpu_overcommit", "%d is not within 1..1000", c.CPUOvercommit)
 	}
+	if err := validateDrift(c.Drift); err != nil {
+		return err
+	}
 	return c.State.validate()
 }
 
@@ -83,6 +90,8 @@ type Host struct {
 	Shrink bool `json:"shrink,omitempty"`
 	// Hold keeps its documents back, so that the host stays as it is; nil in normal times.
 	Hold *HostHold `json:"hold,omitempty"`
+	// Drift is what the host does about foreign changes, by kind of item, where that is not what its cluster says.
+	Drift map[desired.Kind]desired.Policy `json:"drift,omitempty"`
 }
 
 // HostHold says why a host's documents are kept back: the journal went back, by a restored backup, and what the host was told
@@ -116,6 +125,9 @@ func (h *Host) Validate() error {
 	}
 	if len(h.PublicKey) != 56 || h.PublicKey[0] != 'U' {
 		return Invalid("public_key", "%q is not a user nkey (56 characters, starting with U)", h.PublicKey)
+	}
+	if err := validateDrift(h.Drift); err != nil {
+		return err
 	}
 	return h.State.validate()
 }

@@ -326,6 +326,9 @@ type Observed interface {
 	Status(host string, ref desired.Ref) (desired.Status, bool)
 	// Host is what is known of a host as a whole.
 	Host(host string) HostObservation
+	// Drifted are the items that others have changed since their agents started, with what their hosts report of them, ordered
+	// by host and name.
+	Drifted() iter.Seq2[HostItem, desired.Status]
 	// Published is the item of a host as it was last written for its agent.
 	Published(host string, ref desired.Ref) (PublishedItem, bool)
 	// PublishedGen is the generation that was last written for a host.

@@ -142,6 +142,36 @@ func status(rev uint64) *desired.Status {
 	return &desired.Status{Rev: rev, Phase: desired.PhaseReady, Since: time.Unix(int64(rev), 0).UTC()}
 }
 
+func TestDrifted(t *testing.T) {
+	t.Parallel()
+	s := alone(t)
+	ref := desired.Ref{Kind: desired.KindDomain, ID: "d"}
+	drifted := func() map[resource.HostItem]int {
+		out := map[resource.HostItem]int{}
+		for it, st := range s.View().Observed().Drifted() {
+			out[it] = st.Drifts
+		}
+		return out
+	}
+	before := s.View()
+	for host, st := range map[string]desired.Status{
+		"a": {Phase: desired.PhaseReady}, "b": {Phase: desired.PhaseReady, Drifts: 2}, "c": {Phase: desired.PhaseDrifted},
+	} {
+		s.SetObserved(host, ref, &st)
+	}
+	if d := cmp.Diff(map[resource.HostItem]int{{Host: "b", Ref: ref}: 2, {Host: "c", Ref: ref}: 0}, drifted()); d != "" {
+		t.Error(d)
+	}
+	for range before.Observed().Drifted() {
+		t.Error("an older view shows what came later")
+	}
+	s.SetObserved("b", ref, nil)
+	s.SetObserved("c", ref, &desired.Status{Phase: desired.PhaseReady})
+	if got := drifted(); len(got) > 0 {
+		t.Errorf("still %v", got)
+	}
+}
+
 func TestObserved(t *testing.T) {
 	ctx, s := testContext(t), alone(t)
 	vm, at := desired.Ref{Kind: desired.KindDomain, ID: "vm"}, time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)

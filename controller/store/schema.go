@@ -17,6 +17,7 @@ const (
 	indexName    = "name"
 	indexRefs    = "refs"
 	indexOwner   = "owner"
+	indexDrifted = "drifted"
 
 	tableStatus = "status" // item of a host -> what the agent reported
 	tableHosts  = "hosts"  // host -> what is known of it as a whole, and what was published for it
@@ -74,6 +75,7 @@ func observedSchema() *memdb.DBSchema {
 				r := o.(*statusRow)
 				return statusKey(r.host, r.ref)
 			}}},
+			indexDrifted: {Name: indexDrifted, Unique: true, AllowMissing: true, Indexer: driftedIndex{}},
 		}},
 		tableHosts: {Name: tableHosts, Indexes: map[string]*memdb.IndexSchema{
 			indexID: {Name: indexID, Unique: true, Indexer: textIndex{func(o any) string { return o.(*hostRow).host }}},
@@ -112,6 +114,18 @@ func (textIndex) PrefixFromArgs(args ...any) ([]byte, error) {
 
 // FromObject implements memdb.SingleIndexer.
 func (x textIndex) FromObject(o any) (bool, []byte, error) { return true, indexKey(x.text(o)), nil }
+
+// driftedIndex has the items that others have changed, of which there are few.
+type driftedIndex struct{ textIndex }
+
+// FromObject implements memdb.SingleIndexer.
+func (driftedIndex) FromObject(o any) (bool, []byte, error) {
+	r := o.(*statusRow)
+	if !resource.HasDrifted(r.status) {
+		return false, nil, nil
+	}
+	return true, indexKey(statusKey(r.host, r.ref)), nil
+}
 
 // refsIndex indexes a resource by what it names.
 type refsIndex struct{}

@@ -118,6 +118,22 @@ func (v observedView) Status(host string, ref desired.Ref) (desired.Status, bool
 	return o.(*statusRow).status, true
 }
 
+// Drifted implements resource.Observed.
+func (v observedView) Drifted() iter.Seq2[resource.HostItem, desired.Status] {
+	return func(yield func(resource.HostItem, desired.Status) bool) {
+		it, err := v.txn.Get(tableStatus, indexDrifted)
+		if err != nil {
+			return
+		}
+		for o := it.Next(); o != nil; o = it.Next() {
+			r := o.(*statusRow)
+			if !yield(resource.HostItem{Host: r.host, Ref: r.ref}, r.status) {
+				return
+			}
+		}
+	}
+}
+
 // Host implements resource.Observed.
 func (v observedView) Host(host string) resource.HostObservation { return v.host(host).seen }
 

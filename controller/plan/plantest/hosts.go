@@ -1,10 +1,13 @@
 package plantest
 
 import (
+	"cmp"
 	"encoding/json"
+	"iter"
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"shoal/controller/plan"
@@ -42,6 +45,18 @@ func (o *Observed) clone() *Observed {
 func (o *Observed) Status(host string, ref desired.Ref) (desired.Status, bool) {
 	st, ok := o.statuses[at{host, ref}]
 	return st, ok
+}
+
+// Drifted implements resource.Observed.
+func (o *Observed) Drifted() iter.Seq2[resource.HostItem, desired.Status] {
+	return func(yield func(resource.HostItem, desired.Status) bool) {
+		items := slices.SortedFunc(maps.Keys(o.statuses), func(a, b at) int { return cmp.Or(strings.Compare(a.host, b.host), a.ref.Compare(b.ref)) })
+		for _, k := range items {
+			if resource.HasDrifted(o.statuses[k]) && !yield(resource.HostItem{Host: k.host, Ref: k.ref}, o.statuses[k]) {
+				return
+			}
+		}
+	}
 }
 
 // Host implements resource.Observed.

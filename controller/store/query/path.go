@@ -483,6 +483,11 @@ func (nothing) Published(string, desired.Ref) (resource.PublishedItem, bool) {
 	return resource.PublishedItem{}, false
 }
 func (nothing) PublishedGen(string) uint64 { return 0 }
-func (nothing) PublishedSeq() uint64       { return 0 }
+
+func (nothing) Drifted() iter.Seq2[resource.HostItem, desired.Status] {
+	return func(func(resource.HostItem, desired.Status) bool) {}
+}
+
+func (nothing) PublishedSeq() uint64 { return 0 }
 
 func none[T any](func(T) bool) {}
