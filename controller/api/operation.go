@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -90,6 +91,10 @@ type Operation struct {
 	// prepare does before a write what can't be done in a transaction, such as hashing a password; write gets its result. It
 	// runs once the caller was found to be allowed to.
 	prepare func(ctx context.Context, env *Env, r resource.Reader, who access.Principal, params any) (any, error)
+	// serve answers a call that is more than one transaction or needs more than resources; it checks nothing that Call has checked.
+	serve func(ctx context.Context, s *Service, in served) (any, error)
+	// maxBytes is the largest request, where that is not MaxRequestBytes.
+	maxBytes int
 	// after adds to the reply of a write that was done, what can't be done in a transaction.
 	after func(env *Env, r resource.Reader, prepared any, reply *Reply) error
 }
@@ -110,8 +115,8 @@ func (o *Operation) NewParams() any { return reflect.New(o.params).Interface() }
 
 // Decode reads a request's body strictly and checks that what is required is there.
 func (o *Operation) Decode(body []byte) (params any, common Common, err error) {
-	if len(body) > MaxRequestBytes {
-		return nil, common, resource.Invalid("request", "is %d bytes long, at most %d are allowed", len(body), MaxRequestBytes)
+	if limit := cmp.Or(o.maxBytes, MaxRequestBytes); len(body) > limit {
+		return nil, common, resource.Invalid("request", "is %d bytes long, at most %d are allowed", len(body), limit)
 	}
 	if strings.TrimSpace(string(body)) == "" {
 		body = []byte("{}")
@@ -295,7 +300,7 @@ func (g *Registry) Find(kind resource.Kind, verb string) *Operation {
 func NewRegistry() *Registry {
 	g := &Registry{byName: map[string]*Operation{}}
 	for _, declare := range []func(*Registry){
-		places, hosts, storages, images, offerings, networks, groups, vms, nics, volumes, tasks, drifts, accounts, users, sessions, shares, enrolments, past, system, site, backups, ahead,
+		places, hosts, storages, images, offerings, networks, groups, vms, nics, volumes, tasks, plans, drifts, accounts, users, sessions, shares, enrolments, past, system, site, backups, ahead,
 	} {
 		declare(g)
 	}
@@ -365,6 +370,17 @@ func writesPrepared[P, Q any](g *Registry, o Operation, prepare func(ctx context
 		return prepare(ctx, env, r, who, p.(*P))
 	}
 	o.write = func(tx resource.Tx, p, prepared any) (Outcome, error) { return run(tx, p.(*P), prepared.(Q)) }
+	g.add(&o)
+}
+
+// serves declares an operation that changes something in more than one step. The function works in a Service.
+func serves[P any](g *Registry, o Operation, run func(s *Service, ctx context.Context, in served, p *P) (*Reply, error)) {
+	o.params = reflect.TypeFor[P]()
+	if o.Class == "" {
+		o.Class = Write
+	}
+	o.Result = ResultReply
+	o.serve = func(ctx context.Context, s *Service, in served) (any, error) { return run(s, ctx, in, in.params.(*P)) }
 	g.add(&o)
 }
 

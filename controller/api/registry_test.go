@@ -31,7 +31,7 @@ func TestRegistry_IsWhole(t *testing.T) {
 			if strings.HasSuffix(op.Summary, ".") || strings.Contains(op.Summary, "\n") {
 				t.Errorf("the summary %q is no line without a full stop", op.Summary)
 			}
-			if (op.read == nil) == (op.write == nil) || (op.Class == Read) != (op.read != nil) {
+			if n := boolInt(op.read != nil) + boolInt(op.write != nil) + boolInt(op.serve != nil); n != 1 || op.Class == Read && op.write != nil || op.Class != Read && op.read != nil {
 				t.Errorf("class %s does not fit what it does", op.Class)
 			}
 			if op.Class == Read && !slices.Contains([]string{"get", "list", "query"}, op.Verb) {
@@ -64,6 +64,8 @@ func TestRegistry_IsWhole(t *testing.T) {
 		case resource.KindShare: // made by share and recall of what is shared
 		case resource.KindHostToken:
 			want = append(want, "create", "delete")
+		case resource.KindPlan:
+			want = append(want, "create", "apply", "delete")
 		default:
 			want = append(want, "create", "update", "delete")
 		}
@@ -345,4 +347,11 @@ func FuzzParseSize(f *testing.F) {
 			t.Fatalf("%q is %d, which reads back as %d (%v)", s, z, again, err)
 		}
 	})
+}
+
+func boolInt(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
 }

@@ -314,7 +314,7 @@ func (s *Service) call(ctx context.Context, op *Operation, caller Caller, reques
 		return nil, false, err
 	}
 	// Not before it was decoded: what can't be read can't be masked either.
-	req.Params = mask(body, op.allParams())
+	req.Params = s.recorded(op, body)
 	if op.read != nil {
 		answer, err = s.read(ctx, op, full, who, params, common.At)
 		return answer, false, err
@@ -330,6 +330,12 @@ func (s *Service) call(ctx context.Context, op *Operation, caller Caller, reques
 		if prepared, err = op.prepare(ctx, s.env(full, who), full, who, params); err != nil {
 			return nil, common.DryRun, err
 		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
+	if op.serve != nil {
+		answer, err = op.serve(ctx, s, served{op, *req, caller, who, params, common.DryRun})
+		return answer, common.DryRun, err
 	}
 	reply, err := s.write(ctx, op, caller, *req, body, prepared, common.DryRun)
 	if err != nil {
@@ -377,6 +383,16 @@ func noHistory() error {
 	return &resource.Error{Code: resource.CodeInternal, Message: "this controller keeps no history", Remedy: "ask one that was started with a data directory"}
 }
 
+// served is a call as operations get it that work in a Service.
+type served struct {
+	op     *Operation
+	req    resource.Request
+	caller Caller
+	who    access.Principal
+	params any
+	dry    bool
+}
+
 // env is what an operation of a caller needs beside the store.
 func (s *Service) env(full resource.Reader, who access.Principal) *Env {
 	e := s.cfg.Env
@@ -393,35 +409,13 @@ func scopedRequest(who access.Principal, id string) string {
 }
 
 func (s *Service) write(ctx context.Context, op *Operation, caller Caller, req resource.Request, body []byte, prepared any, dry bool) (*Reply, error) {
-	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
-	defer cancel()
 	var out Outcome
 	var tasks []string
 	var who access.Principal
 	run := func(tx resource.Tx) (err error) {
-		out, tasks = Outcome{}, nil
-		params, _, err := op.Decode(body)
-		if err != nil {
+		tasks = nil
+		if out, who, err = s.one(tx, op, caller, body, prepared); err != nil {
 			return err
-		}
-		// What the caller may do is decided again where it is done: it may have changed since.
-		if who, err = s.principal(tx, caller); err != nil {
-			return err
-		}
-		if err := op.authorise(tx, access.View(tx, who), who, params); err != nil {
-			return err
-		}
-		var before access.Use
-		if !who.Admin {
-			before = access.Usage(tx, who.Account)
-		}
-		if out, err = op.write(tx, params, prepared); err != nil {
-			return err
-		}
-		if !who.Admin {
-			if err := access.CheckQuota(tx, who.Account, before); err != nil {
-				return err
-			}
 		}
 		if op.Task {
 			tasks, err = makeTasks(tx, out)
@@ -458,6 +452,55 @@ func (s *Service) write(ctx context.Context, op *Operation, caller Caller, req r
 		}
 		reply.Seq = seq
 	}
+	env, err := s.finish(reply, full, who, out, tasks)
+	if err != nil {
+		return nil, err
+	}
+	if op.after != nil {
+		if err := op.after(env, full, prepared, reply); err != nil {
+			return nil, fmt.Errorf("finish %s: %w", op.Name(), err)
+		}
+	}
+	return reply, nil
+}
+
+// one runs one operation in a transaction: every change of resources that anybody asks for, alone or in a plan, comes through here.
+func (s *Service) one(tx resource.Tx, op *Operation, caller Caller, body []byte, prepared any) (out Outcome, who access.Principal, err error) {
+	params, _, err := op.Decode(body)
+	if err != nil {
+		return out, who, err
+	}
+	// What the caller may do is decided again where it is done: it may have changed since.
+	if who, err = s.principal(tx, caller); err != nil {
+		return out, who, err
+	}
+	if err := op.authorise(tx, access.View(tx, who), who, params); err != nil {
+		return out, who, err
+	}
+	var before access.Use
+	if !who.Admin {
+		before = access.Usage(tx, who.Account)
+	}
+	if out, err = op.write(tx, params, prepared); err != nil {
+		return out, who, err
+	}
+	if !who.Admin {
+		err = access.CheckQuota(tx, who.Account, before)
+	}
+	return out, who, err
+}
+
+// still decides in a transaction whether the caller may do it, as it was decided before.
+func (s *Service) still(tx resource.Tx, in served) error {
+	who, err := s.principal(tx, in.caller)
+	if err != nil {
+		return err
+	}
+	return in.op.authorise(tx, access.View(tx, who), who, in.params)
+}
+
+// finish puts what was done into the answer, as the caller sees it now.
+func (s *Service) finish(reply *Reply, full resource.Reader, who access.Principal, out Outcome, tasks []string) (*Env, error) {
 	reply.Deleted = out.Deleted
 	if len(tasks) > 0 {
 		reply.Task = tasks[0]
@@ -485,12 +528,7 @@ func (s *Service) write(ctx context.Context, op *Operation, caller Caller, req r
 			reply.Resources = append(reply.Resources, v)
 		}
 	}
-	if op.after != nil {
-		if err := op.after(env, full, prepared, reply); err != nil {
-			return nil, fmt.Errorf("finish %s: %w", op.Name(), err)
-		}
-	}
-	return reply, nil
+	return env, nil
 }
 
 // makeTasks makes one task for each resource of a call. The call's own is the first; the others' request ids have a
@@ -513,17 +551,23 @@ func makeTasks(tx resource.Tx, out Outcome) ([]string, error) {
 			ids = append(ids, t.ID)
 			continue
 		}
-		req := tx.Request()
-		t := &resource.Task{
-			State: resource.TaskRunning, Op: req.Op, RequestID: fmt.Sprintf("%s.%d", req.ID, i), Caller: req.Caller, ResourceKind: ref.Kind, ResourceID: ref.ID,
-		}
-		t.ID, t.Name, t.Owner = tx.NewID(), req.Op, req.Owner()
-		if err := tx.Put(t); err != nil {
+		id, err := furtherTask(tx, ref, i)
+		if err != nil {
 			return nil, err
 		}
-		ids = append(ids, t.ID)
+		ids = append(ids, id)
 	}
 	return ids, nil
+}
+
+// furtherTask makes the i-th further task of a call.
+func furtherTask(tx resource.Tx, ref resource.Ref, i int) (string, error) {
+	req := tx.Request()
+	t := &resource.Task{
+		State: resource.TaskRunning, Op: req.Op, RequestID: fmt.Sprintf("%s.%d", req.ID, i), Caller: req.Caller, ResourceKind: ref.Kind, ResourceID: ref.ID,
+	}
+	t.ID, t.Name, t.Owner = tx.NewID(), req.Op, req.Owner()
+	return t.ID, tx.Put(t)
 }
 
 // repeated finds what an earlier call with the same request id has made.

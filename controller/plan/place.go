@@ -25,7 +25,8 @@ type wantedVolume struct {
 
 // wanted is what a host must offer to a VM.
 type wanted struct {
-	vm                  string // the VM's id if it exists: what it takes on its host is not counted twice
+	vm                  string // the VM's id; if it exists, what it takes on its host is not counted twice
+	name                string // the VM's, for people
 	zone, cluster, host string
 	// only is set when nothing but that host can do, with the reason for the others.
 	only, onlyWhy string
@@ -85,9 +86,53 @@ func place(tx resource.Tx, w wanted) (choice, error) {
 			return cmp.Compare(float64(b.freeMiB)/float64(b.totalMiB), float64(a.freeMiB)/float64(a.totalMiB))
 		}
 	}
+	all := slices.Clone(fits)
 	best := slices.MinFunc(fits, better)
 	fits = slices.DeleteFunc(fits, func(c choice) bool { return better(best, c) != 0 })
-	return fits[pick(tx, len(fits))], nil
+	c := fits[pick(tx, len(fits))]
+	if asks, ok := tx.(Placer); ok {
+		asks.Placed(explain(w, c, len(fits), all, reasons))
+	}
+	return c, nil
+}
+
+// Placer is a transaction that wants to know where VMs are put, and why.
+type Placer interface {
+	Placed(p resource.Placement)
+}
+
+// explain says why it is c: among fits hosts that are equally good, of all those that would do. reasons are of those that won't.
+func explain(w wanted, c choice, fits int, all []choice, reasons []resource.Reason) resource.Placement {
+	measure := func(c choice) string {
+		if w.strategy == resource.MostFree {
+			return fmt.Sprintf("%d MiB of %d MiB of memory are free", c.freeMiB, c.totalMiB)
+		}
+		return fmt.Sprintf("%d VMs run on it", c.use.Running)
+	}
+	p := resource.Placement{VMID: w.vm, VM: w.name, HostID: c.host.ID, Host: c.host.Name, Others: slices.Clone(reasons)}
+	switch {
+	case w.host != "":
+		p.Why = "it was asked for, or the VM was there before"
+	case len(all) == 1:
+		p.Why = "no other host will do"
+	case fits > 1:
+		p.Why = fmt.Sprintf("%s, as on %d others; chosen by lot", measure(c), fits-1)
+	default:
+		p.Why = measure(c) + ", which is the best"
+	}
+	for _, o := range all {
+		if o.host.ID != c.host.ID {
+			p.Others = append(p.Others, resource.Reason{Kind: resource.KindHost, ID: o.host.ID, Name: o.host.Name, Why: "would do: " + measure(o)})
+		}
+	}
+	slices.SortFunc(p.Others, func(a, b resource.Reason) int {
+		return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.ID, b.ID))
+	})
+	const most = 16
+	if more := len(p.Others) - most; more > 0 {
+		p.Others = append(p.Others[:most:most], resource.Reason{Kind: resource.KindHost, Name: fmt.Sprintf("and %d more", more), Why: "left out here"})
+	}
+	return p
 }
 
 // pick is a random index; it takes randomness only where there is a choice.

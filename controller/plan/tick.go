@@ -74,7 +74,7 @@ func Follow(tx resource.Tx, kind resource.Kind, id string) (changed bool, err er
 func decide(r resource.Reader, now time.Time, yield func(resource.Kind, string, decision) bool) {
 	for _, kind := range []resource.Kind{
 		resource.KindHost, resource.KindVM, resource.KindVolume, resource.KindTask, resource.KindAccount, resource.KindSession, resource.KindHostToken, resource.KindEnrolment,
-		resource.KindRevocation,
+		resource.KindRevocation, resource.KindPlan,
 	} {
 		for x := range r.All(kind) {
 			if d := decideOne(r, now, x); d != nil && !yield(kind, x.Base().ID, d) {
@@ -98,6 +98,11 @@ func decideOne(r resource.Reader, now time.Time, x resource.Resource) decision {
 		return decideAccount(r, x)
 	case *resource.Session, *resource.HostToken, *resource.Enrolment, *resource.Revocation:
 		return decideExpiry(x, now)
+	case *resource.Plan:
+		if now.Before(x.Created.Add(resource.PlanKept)) {
+			return nil
+		}
+		return func(tx resource.Tx) error { return tx.Delete(resource.KindPlan, x.ID) }
 	default:
 		return nil
 	}

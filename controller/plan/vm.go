@@ -45,7 +45,7 @@ func CreateVM(tx resource.Tx, spec VMSpec) (*resource.VM, error) {
 		return nil, err
 	}
 	w := wanted{
-		vm: vm.ID, zone: spec.ZoneID, cluster: spec.ClusterID, host: spec.HostID, cpus: vm.CPUs, memoryMiB: vm.MemoryMiB, strategy: vm.Strategy,
+		vm: vm.ID, name: vm.Name, zone: spec.ZoneID, cluster: spec.ClusterID, host: spec.HostID, cpus: vm.CPUs, memoryMiB: vm.MemoryMiB, strategy: vm.Strategy,
 	}
 	if err := scopeOf(tx, &w); err != nil {
 		return nil, err
@@ -396,7 +396,7 @@ func StartVM(tx resource.Tx, id, hostID string) (*resource.VM, error) {
 			return nil, inThe(err, "host_id")
 		}
 	}
-	w := wanted{vm: vm.ID, zone: vm.ZoneID, host: hostID, cpus: vm.CPUs, memoryMiB: vm.MemoryMiB, strategy: vm.Strategy}
+	w := wanted{vm: vm.ID, name: vm.Name, zone: vm.ZoneID, host: hostID, cpus: vm.CPUs, memoryMiB: vm.MemoryMiB, strategy: vm.Strategy}
 	for _, n := range nicsOf(tx, vm.ID) {
 		l3, err := resource.Get[*resource.L3](tx, n.L3ID)
 		if err != nil {

@@ -70,7 +70,7 @@ const (
 func Kinds() []Kind {
 	return []Kind{
 		KindAccount, KindPolicy, KindGroup, KindUser, KindSession, KindZone, KindCluster, KindHost, KindHostToken, KindEnrolment, KindStorage, KindImage, KindOffering, KindDiskOffering, KindVXLANPool, KindL2, KindL3,
-		KindIPRange, KindSecGroup, KindSecRule, KindVM, KindNIC, KindVolume, KindShare, KindRevocation, KindTask,
+		KindIPRange, KindSecGroup, KindSecRule, KindVM, KindNIC, KindVolume, KindShare, KindRevocation, KindTask, KindPlan,
 	}
 }
 
@@ -129,6 +129,8 @@ func New(kind Kind) Resource {
 		return &Enrolment{}
 	case KindRevocation:
 		return &Revocation{}
+	case KindPlan:
+		return &Plan{}
 	default:
 		return nil
 	}

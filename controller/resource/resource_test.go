@@ -53,6 +53,7 @@ func valid() map[resource.Kind]resource.Resource {
 		},
 		resource.KindRevocation: &resource.Revocation{Meta: meta("rv"), PublicKey: key, Role: resource.RevokedHost, Until: time.Unix(9, 0)},
 		resource.KindEnrolment:  &resource.Enrolment{Meta: meta("e"), State: resource.EnrolmentPending, ClusterID: "c", TokenID: "ht", PublicKey: key},
+		resource.KindPlan:       &resource.Plan{Meta: meta("pl"), State: resource.PlanOpen, Changes: []resource.PlannedCall{{Op: "zone.create"}}, Seed: make([]byte, 32)},
 	}
 }
 

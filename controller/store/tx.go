@@ -94,10 +94,13 @@ func (t *tx) Request() resource.Request { return t.request }
 func (t *tx) Uint64() uint64 { return t.random.Uint64() }
 
 // NewID implements resource.Tx.
-func (t *tx) NewID() string {
+func (t *tx) NewID() string { return NewID(t.random.Uint64) }
+
+// NewID makes a UUID of random bits.
+func NewID(random func() uint64) string {
 	var u uuid.UUID
-	binary.BigEndian.PutUint64(u[:8], t.random.Uint64())
-	binary.BigEndian.PutUint64(u[8:], t.random.Uint64())
+	binary.BigEndian.PutUint64(u[:8], random())
+	binary.BigEndian.PutUint64(u[8:], random())
 	u[6] = u[6]&0x0f | 0x40 // version 4
 	u[8] = u[8]&0x3f | 0x80 // RFC 9562
 	return u.String()

@@ -59,8 +59,15 @@ func (a *App) Run(ctx context.Context, args []string) int {
 	root.SetOut(a.Out)
 	root.SetErr(a.Err)
 	err := root.ExecuteContext(ctx)
-	if err == nil {
+	var coded codeError
+	switch {
+	case err == nil:
 		return ExitOK
+	case errors.As(err, &coded) && coded.err == nil:
+		return coded.code
+	case errors.As(err, &coded):
+		a.fail(coded.err)
+		return coded.code
 	}
 	return a.fail(err)
 }
@@ -101,7 +108,9 @@ func (a *App) Command() *cobra.Command {
 			a.place(root, string(op.Kind), op, true)
 		case api.KindReplay: // see replayCommand
 		default:
-			a.place(root, api.Command(op.Kind)+" "+op.Verb, op, false)
+			if op.Name() != "plan.create" { // which is from a file, not from flags
+				a.place(root, api.Command(op.Kind)+" "+op.Verb, op, false)
+			}
 		}
 		for _, path := range op.Paths {
 			a.place(root, path, op, true)
@@ -112,7 +121,8 @@ func (a *App) Command() *cobra.Command {
 			cmd.AddCommand(a.exportCommand())
 		}
 	}
-	root.AddCommand(a.replayCommand(), a.loginCommand(), a.logoutCommand(), a.contextCommand(), a.natsCommand(), a.versionCommand())
+	a.planCommand(root)
+	root.AddCommand(a.replayCommand(), a.applyCommand(), a.loginCommand(), a.logoutCommand(), a.contextCommand(), a.natsCommand(), a.versionCommand())
 	return root
 }
 
@@ -151,6 +161,20 @@ func group(use, short string) *cobra.Command {
 			}
 			return usage(fmt.Errorf("%w (see %s --help)", e, cmd.CommandPath()))
 		},
+	}
+}
+
+// bare makes a group do an operation where no verb is given.
+func (a *App) bare(parent *cobra.Command, op *api.Operation) {
+	cmd := a.operation(op)
+	_, args, _ := strings.Cut(cmd.Use, " ")
+	parent.Use = strings.TrimSpace(string(op.Kind) + " " + args)
+	parent.Short, parent.Long, parent.Example, parent.Args = cmd.Short, cmd.Long, cmd.Example, cmd.Args
+	parent.ValidArgsFunction = cmd.ValidArgsFunction
+	parent.Flags().AddFlagSet(cmd.Flags())
+	parent.RunE = func(p *cobra.Command, given []string) error {
+		cmd.SetContext(p.Context())
+		return cmd.RunE(cmd, given)
 	}
 }
 

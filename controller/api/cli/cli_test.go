@@ -173,6 +173,12 @@ func TestScripts(t *testing.T) {
 					ts.Fatalf("it was cancelled")
 				}
 			},
+			// holds FILE PART: the file must hold what is in the other.
+			"holds": func(ts *testscript.TestScript, _ bool, args []string) {
+				if !strings.Contains(ts.ReadFile(args[0]), strings.TrimSpace(ts.ReadFile(args[1]))) {
+					ts.Fatalf("%s does not hold what is in %s", args[0], args[1])
+				}
+			},
 			// filemode FILE MODE: the file must have that mode.
 			"filemode": func(ts *testscript.TestScript, _ bool, args []string) {
 				info, err := os.Stat(ts.MkAbs(args[0]))
@@ -707,7 +713,11 @@ func TestCommands_AllHaveHelp(t *testing.T) {
 		if code := a.Run(t.Context(), append(strings.Fields(api.Command(op.Kind)), op.Verb, "--help")); code != 0 {
 			t.Errorf("%s: exit code %d", op.Name(), code)
 		}
-		for _, want := range append([]string{op.Summary, "shoalctl"}, flagsOf(op)...) {
+		wants := append([]string{op.Summary, "shoalctl"}, flagsOf(op)...)
+		if op.Name() == "plan.create" {
+			wants = []string{"shoalctl plan -f", "--file", "--name", "--description", "op: vm.create"} // its changes come from a file
+		}
+		for _, want := range wants {
 			if !strings.Contains(out.String(), want) {
 				t.Errorf("%s: the help lacks %q:\n%s", op.Name(), want, out.String())
 			}
