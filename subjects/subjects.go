@@ -130,6 +130,9 @@ func ParseHistory(subject string) (host, key string, err error) {
 	return host, key, nil
 }
 
+// HeaderCause is the header of a removal in HISTORY that names the request behind it. What is written has its cause in itself.
+const HeaderCause = "Shoal-Cause"
+
 // HistoryAll matches every history subject.
 const HistoryAll = historyPrefix + ">"
 

@@ -15,6 +15,7 @@ import (
 	"shoal/controller/history"
 	"shoal/controller/plan"
 	"shoal/controller/resource"
+	"shoal/controller/trace"
 )
 
 // Class says what a call of an operation can do.
@@ -72,10 +73,10 @@ type Operation struct {
 	Params        []Param
 	Result        Result
 	Columns       []Column
-	// Bare makes it what the command of its kind does without a verb.
-	Bare bool
 	// Task is set where the effect on hosts takes time: a call makes a task.
 	Task bool
+	// Command is another name of its command, beside the kinds; "" for none.
+	Command string
 	// Scope is who may call it at all; see its values. What a caller may do with which resources is decided by package access.
 	Scope Scope
 	// Paths are further places in the tree of commands, such as "host approve".
@@ -300,7 +301,7 @@ func (g *Registry) Find(kind resource.Kind, verb string) *Operation {
 func NewRegistry() *Registry {
 	g := &Registry{byName: map[string]*Operation{}}
 	for _, declare := range []func(*Registry){
-		places, hosts, storages, images, offerings, networks, groups, vms, nics, volumes, tasks, plans, drifts, accounts, users, sessions, shares, enrolments, past, system, site, backups, ahead,
+		places, hosts, storages, images, offerings, networks, groups, vms, nics, volumes, tasks, plans, drifts, traces, accounts, users, sessions, shares, enrolments, past, system, site, backups, ahead,
 	} {
 		declare(g)
 	}
@@ -341,6 +342,15 @@ func finds[P any](g *Registry, o Operation, run func(ctx context.Context, env *E
 		if env.History == nil {
 			return nil, noHistory()
 		}
+		return run(ctx, env, r, p.(*P))
+	}
+	g.add(&o)
+}
+
+// asks declares an operation that reads more than resources.
+func asks[P any](g *Registry, o Operation, run func(ctx context.Context, env *Env, r resource.Reader, p *P) (any, error)) {
+	o.Class, o.params = Read, reflect.TypeFor[P]()
+	o.read = func(ctx context.Context, env *Env, r resource.Reader, p any) (any, error) {
 		return run(ctx, env, r, p.(*P))
 	}
 	g.add(&o)
@@ -415,6 +425,8 @@ type Env struct {
 	Usage   func(ctx context.Context) ([]SiteUsage, error)
 	Backups func() ([]backup.Info, error)
 	Ahead   func() []AheadInfo
+	// Tracer follows requests through the streams; nil where there are none.
+	Tracer *trace.Tracer
 }
 
 // Passwords hashes and checks passwords. A hash is sealed, so that it may be recorded where others can read. Both take time and

@@ -77,7 +77,7 @@ func drifts(g *Registry) {
 		Offset int    `json:"offset,omitempty" help:"leave out that many from the start"`
 	}
 	reads(g, Operation{
-		Kind: KindDrift, Verb: "list", Aliases: []string{"ls"}, Result: ResultList, Bare: true, Scope: ScopeAdmin,
+		Kind: KindDrift, Verb: "list", Aliases: []string{"ls"}, Result: ResultList, Command: "drift", Scope: ScopeAdmin,
 		Summary: "List what others have changed on hosts",
 		Help: "Every item of a host that was changed behind Shoal's back since the host's agent started: what differs or differed, since when, how often, and what " +
 			"has become of it. " + driftHelp + " Policies are set with shoalctl host update and shoalctl cluster update.",

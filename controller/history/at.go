@@ -230,7 +230,7 @@ func (h *History) observedAt(ctx context.Context, from base, until time.Time, ho
 		session.From, session.Since = 0, from.taken.Add(-margin)
 	}
 	if host != "" {
-		session.Filter = subjects.HistorySubject(host, ">")
+		session.Filters = []string{subjects.HistorySubject(host, ">")}
 	}
 	err := session.Run(ctx, func(r journal.Raw) error {
 		if r.At.After(until) {

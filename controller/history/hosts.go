@@ -55,7 +55,7 @@ type Event struct {
 // Events are the changes of a host from a time on, oldest first, until another. After continues behind a message of HISTORY. More says
 // that the limit cut them.
 func (h *History) Events(ctx context.Context, host string, from, until time.Time, after uint64, limit int) (events []Event, more bool, err error) {
-	session := journal.Session{JS: h.cfg.JS, Stream: subjects.HistoryStream, Filter: subjects.HistorySubject(host, ">"), From: 1, Begin: stopAtEnd}
+	session := journal.Session{JS: h.cfg.JS, Stream: subjects.HistoryStream, Filters: []string{subjects.HistorySubject(host, ">")}, From: 1, Begin: stopAtEnd}
 	if !from.IsZero() {
 		session.From, session.Since = 0, from
 	}

@@ -21,9 +21,9 @@ type Session struct {
 	From uint64
 	// LastPerSubject starts with the last message of every subject.
 	LastPerSubject bool
-	// Since is the time of the first message to read, in place of From; Filter restricts it to some subjects.
-	Since  time.Time
-	Filter string
+	// Since is the time of the first message to read, in place of From; Filters restrict it to some subjects.
+	Since   time.Time
+	Filters []string
 	// Begin is told how many messages are there when the session starts. Nil for none.
 	Begin func(pending uint64) error
 	// Check is called before anything is read, and again whenever nothing came for a while. The session ends
@@ -106,8 +106,8 @@ func (s Session) run(ctx context.Context, fn func(Raw) error) error {
 	if !s.Since.IsZero() {
 		cfg.DeliverPolicy, cfg.OptStartSeq, cfg.OptStartTime = jetstream.DeliverByStartTimePolicy, 0, &s.Since
 	}
-	if s.Filter != "" {
-		cfg.FilterSubject = s.Filter
+	if len(s.Filters) > 0 {
+		cfg.FilterSubjects = s.Filters
 	}
 	short, cancel := context.WithTimeout(ctx, requestTimeout)
 	consumer, err := s.JS.CreateConsumer(short, s.Stream, cfg)

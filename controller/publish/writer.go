@@ -165,7 +165,7 @@ func (w *writer) write(ctx context.Context, r *rendered) error {
 	if err != nil {
 		return fmt.Errorf("encode head: %w", err)
 	}
-	if err := w.send(ctx, changed, headBytes, removed); err != nil {
+	if err := w.send(ctx, changed, headBytes, removed, r.request); err != nil {
 		return err
 	}
 	w.sent, w.gen, w.bits, w.whole = items, r.seq, r.bits, true
@@ -233,7 +233,7 @@ func contentHash(it desired.Item) (string, error) {
 
 // send writes HISTORY, the items, the head, and purges what is removed, in this order, and waits for all acknowledgements.
 // One connection carries them and the server handles them in order, so that waiting once is enough.
-func (w *writer) send(ctx context.Context, changed map[desired.Ref][]byte, head []byte, removed []desired.Ref) error {
+func (w *writer) send(ctx context.Context, changed map[desired.Ref][]byte, head []byte, removed []desired.Ref, request string) error {
 	if !w.made {
 		call, cancel := context.WithTimeout(ctx, writeTimeout)
 		stream, err := w.p.js.CreateOrUpdateStream(call, w.p.cfg.Stream(w.host))
@@ -278,7 +278,7 @@ func (w *writer) send(ctx context.Context, changed map[desired.Ref][]byte, head 
 		}
 		if history {
 			for _, ref := range removed {
-				if err := put(&nats.Msg{Subject: target(ref.String()), Header: nats.Header{"KV-Operation": {"DEL"}}}); err != nil {
+				if err := put(&nats.Msg{Subject: target(ref.String()), Header: nats.Header{"KV-Operation": {"DEL"}, subjects.HeaderCause: {request}}}); err != nil {
 					return err
 				}
 			}

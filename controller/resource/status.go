@@ -149,6 +149,16 @@ func vmState(r Reader, vm *VM, f desired.DomainFacts, phase desired.Phase, seen,
 	if !seen {
 		return VMStarting
 	}
+	if fresh && phase == desired.PhaseDrifted {
+		// Others have done it, and by policy it is left so.
+		switch f.State {
+		case desired.StateShutoff:
+			return VMStopped
+		case desired.StatePaused:
+			return VMPaused
+		case desired.StateRunning, desired.StateCrashed:
+		}
+	}
 	switch f.State {
 	case desired.StateRunning:
 		if vm.Power == desired.PowerPaused {

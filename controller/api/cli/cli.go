@@ -103,14 +103,17 @@ func (a *App) Command() *cobra.Command {
 		return c.names(), cobra.ShellCompDirectiveNoFileComp
 	})
 	for _, op := range a.registry.Operations() {
-		switch op.Kind {
-		case api.KindHistory: // its command is its kind: shoalctl history KIND NAME
+		if op.Command != "" {
+			a.place(root, op.Command, op, true)
+		}
+		switch {
+		case op.Command == string(op.Kind): // its command is not made of kind and verb
+		case op.Kind == api.KindHistory: // likewise: shoalctl history KIND NAME
 			a.place(root, string(op.Kind), op, true)
-		case api.KindReplay: // see replayCommand
+		case op.Kind == api.KindReplay: // see replayCommand
+		case op.Name() == "plan.create": // from a file, not from flags
 		default:
-			if op.Name() != "plan.create" { // which is from a file, not from flags
-				a.place(root, api.Command(op.Kind)+" "+op.Verb, op, false)
-			}
+			a.place(root, api.Command(op.Kind)+" "+op.Verb, op, false)
 		}
 		for _, path := range op.Paths {
 			a.place(root, path, op, true)
@@ -161,20 +164,6 @@ func group(use, short string) *cobra.Command {
 			}
 			return usage(fmt.Errorf("%w (see %s --help)", e, cmd.CommandPath()))
 		},
-	}
-}
-
-// bare makes a group do an operation where no verb is given.
-func (a *App) bare(parent *cobra.Command, op *api.Operation) {
-	cmd := a.operation(op)
-	_, args, _ := strings.Cut(cmd.Use, " ")
-	parent.Use = strings.TrimSpace(string(op.Kind) + " " + args)
-	parent.Short, parent.Long, parent.Example, parent.Args = cmd.Short, cmd.Long, cmd.Example, cmd.Args
-	parent.ValidArgsFunction = cmd.ValidArgsFunction
-	parent.Flags().AddFlagSet(cmd.Flags())
-	parent.RunE = func(p *cobra.Command, given []string) error {
-		cmd.SetContext(p.Context())
-		return cmd.RunE(cmd, given)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -39,8 +40,9 @@ func TestMain(m *testing.M) {
 type running struct {
 	data, url string
 	// first is the admin account's one-time password.
-	first chan string
-	stop  func()
+	first  chan string
+	stop   func()
+	agents map[string]*agent // of the script, by credentials file
 }
 
 // start runs a controller in dir until the test ends or stop is called.
@@ -60,7 +62,7 @@ func start(t testing.TB, dir, listen string) *running {
 			Data:          dir, Name: "test", Listen: listen, HTTP: "127.0.0.1:0", Version: "test", Log: log, Ready: func(url string) { ready <- url },
 		})
 	}()
-	r := &running{data: dir, first: first}
+	r := &running{data: dir, first: first, agents: map[string]*agent{}}
 	stopped := false
 	r.stop = func() {
 		if stopped {
@@ -132,6 +134,7 @@ func TestScripts(t *testing.T) {
 				a, err := connectAgent(ts.Getenv("SHOAL_SERVER"), ts.Value("controller").(*running).ca(), ts.MkAbs(args[0]), args[1:]...)
 				ts.Check(err)
 				ts.Defer(a.close)
+				ts.Value("controller").(*running).agents[args[0]] = a
 			},
 			"down": func(ts *testscript.TestScript, _ bool, _ []string) { ts.Value("controller").(*running).stop() },
 			// exits CODE COMMAND...: the command must end with that exit code.
@@ -166,6 +169,10 @@ func TestScripts(t *testing.T) {
 				var calls []struct{ Seq uint64 }
 				ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &calls))
 				ts.Setenv("SEQ", fmt.Sprint(calls[0].Seq))
+			},
+			// stopped AGENT FILE [adopt]: the agent finds the VM whose id is in the file stopped by others, and holds it or says what fits.
+			"stopped": func(ts *testscript.TestScript, _ bool, args []string) {
+				ts.Check(ts.Value("controller").(*running).agents[args[0]].stopped(strings.TrimSpace(ts.ReadFile(args[1])), len(args) > 2))
 			},
 			// cancel FILE: cancelling the task whose id is in the file must be refused.
 			"cancel": func(ts *testscript.TestScript, _ bool, args []string) {
@@ -227,6 +234,9 @@ type agent struct {
 	done chan struct{}
 	// refuse are the kinds of items that it refuses.
 	refuse map[string]bool
+
+	mu    sync.Mutex
+	items map[desired.Ref]desired.Item
 }
 
 func connectAgent(url, ca, creds string, refuse ...string) (*agent, error) {
@@ -306,17 +316,21 @@ func (a *agent) look(told map[string]uint64) {
 	if head.Gen == 0 {
 		return
 	}
+	a.mu.Lock()
+	a.items = items
+	a.mu.Unlock()
 	for ref := range head.Items {
 		it, ok := items[ref]
 		if !ok || told[ref.String()] >= it.Rev {
 			continue
 		}
 		told[ref.String()] = it.Rev
-		st := desired.Status{Rev: it.Rev, Phase: desired.PhaseReady, Since: time.Now(), Cause: it.Cause}
+		st, measured := desired.Status{Rev: it.Rev, Phase: desired.PhaseReady, Since: time.Now(), Cause: it.Cause}, facts(it)
 		if a.refuse[string(ref.Kind)] {
 			st.Phase, st.Fault = desired.PhaseRefused, &desired.Fault{Code: desired.CodeLibvirt, Message: "the test refuses it", Remedy: "ask the test"}
+			measured = nil
 		}
-		a.report(ref.Kind, ref.ID, st, facts(it))
+		a.report(ref.Kind, ref.ID, st, measured)
 	}
 	for key := range told {
 		var ref desired.Ref
@@ -338,6 +352,33 @@ func (a *agent) look(told map[string]uint64) {
 			},
 		})
 	}
+}
+
+// stopped reports a VM as stopped by others.
+func (a *agent) stopped(vm string, adopt bool) error {
+	a.mu.Lock()
+	it, ok := a.items[desired.Ref{Kind: desired.KindDomain, ID: vm}]
+	a.mu.Unlock()
+	if !ok {
+		return fmt.Errorf("the document has no VM %s", vm)
+	}
+	st := desired.Status{
+		Rev: it.Rev, Phase: desired.PhaseDrifted, Since: time.Now(), Cause: it.Cause, Drifts: 1, LastDrift: &desired.Drift{At: time.Now(), What: "stopped"},
+	}
+	if adopt {
+		d, err := desired.DecodeSpec[desired.Domain](it)
+		if err != nil {
+			return err
+		}
+		d.Power = desired.PowerOff
+		if st.Found, err = desired.Canonical(d); err != nil {
+			return err
+		}
+	} else {
+		st.Fault = &desired.Fault{Code: desired.CodeHeld, Message: "changed by others and held as it is by policy: stopped"}
+	}
+	a.report(desired.KindDomain, vm, st, desired.DomainFacts{State: desired.StateShutoff})
+	return nil
 }
 
 // facts are what a host would measure.

@@ -34,6 +34,9 @@ func (a *App) print(c *call, answers []json.RawMessage) error {
 		}
 		return a.printList(c.op, fieldsOf(c), page.Items)
 	case api.ResultOne:
+		if ok, err := a.told(c.op, answers[0]); ok {
+			return err
+		}
 		if show := a.printer(c.op); show != nil && a.output == "table" && !a.quiet {
 			for _, raw := range answers {
 				if err := show(raw); err != nil {
