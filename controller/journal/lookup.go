@@ -45,7 +45,7 @@ func (j *Journal) FindBefore(ctx context.Context, before time.Time, request stri
 		if to, err = j.FirstSince(ctx, before); err != nil {
 			return Found{}, err
 		}
-		to = min(to, last.Seq)
+		to = min(to-1, last.Seq)
 	}
 	for looked := uint64(0); to > 0 && looked < lookMost; looked += lookBack {
 		from := max(to, lookBack) - lookBack + 1

@@ -230,7 +230,7 @@ func (t *Tracer) Trace(ctx context.Context, r resource.Reader, request string, b
 		}
 		slices.Sort(narrow)
 		narrow = slices.Compact(narrow)
-		c.items, c.records = map[resource.HostItem]*Document{}, 0
+		c.items, c.order, c.last = map[resource.HostItem]*Document{}, nil, time.Time{}
 	}
 	for _, chunk := range passes(narrow) {
 		c.records, c.known = 0, maps.Clone(c.items)

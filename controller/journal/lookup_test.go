@@ -1,0 +1,135 @@
+package journal
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"shoal/subjects"
+)
+
+func TestFind(t *testing.T) {
+	ctx, b := testContext(t), newBus(t)
+	j := b.journal(ctx, b.connect())
+	if _, err := j.FindBefore(ctx, time.Time{}, "r1"); !errors.Is(err, ErrNoRequest) {
+		t.Fatalf("found in an empty journal: %v", err)
+	}
+	var at Position
+	var middle time.Time
+	for i := range 2*lookBack + 10 {
+		id := fmt.Sprintf("r%d", i)
+		if i == lookBack { // an id that comes again
+			id, middle = "r7", time.Now()
+		}
+		var err error
+		if at, err = j.Append(ctx, at, encode(t, entry(id))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		request string
+		before  time.Time
+		want    uint64
+	}{
+		{"r0", time.Time{}, 1}, {"r4009", time.Time{}, 4010}, {"r7", time.Time{}, lookBack + 1}, {"r7", middle, 8}, {"r1999", time.Time{}, 2000}, {"r4000", middle, 0}, {"r", time.Time{}, 0},
+	} {
+		found, err := j.FindBefore(ctx, c.before, c.request)
+		if found.Seq != c.want || (err != nil) != (c.want == 0) || err != nil && !errors.Is(err, ErrNoRequest) {
+			t.Errorf("%s before %s: message %d, want %d (%v)", c.request, c.before, found.Seq, c.want, err)
+		}
+	}
+	if found, err := j.FindAt(ctx, 8, "r7"); err != nil || found.Request.ID != "r7" || len(found.Changes) != 2 || found.Stored.IsZero() {
+		t.Errorf("message 8: %+v, %v", found, err)
+	}
+	if _, err := j.FindAt(ctx, 9, "r7"); !errors.Is(err, ErrNoRequest) {
+		t.Errorf("message 9: %v", err)
+	}
+	var after []uint64
+	if err := j.After(ctx, 4, 3, func(f Found) bool { after = append(after, f.Seq); return true }); err != nil {
+		t.Fatal(err)
+	}
+	if err := j.After(ctx, at.Seq, 3, func(Found) bool { t.Error("something comes after the end"); return true }); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]uint64{5, 6, 7}, after); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestRecorded(t *testing.T) {
+	ctx, b := testContext(t), newBus(t)
+	js := b.connect()
+	j := b.journal(ctx, js)
+	bucket := subjects.BucketStream(subjects.ObservedBucket)
+	if _, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: bucket, Subjects: []string{subjects.BucketSubject(subjects.ObservedBucket, ">")}}); err != nil {
+		t.Fatal(err)
+	}
+	history, err := js.CreateStream(ctx, jetstream.StreamConfig{
+		Name: subjects.HistoryStream, Subjects: []string{subjects.HistoryAll},
+		Sources: []*jetstream.StreamSource{{Name: bucket, SubjectTransforms: []jetstream.SubjectTransformConfig{{
+			Source: subjects.BucketSubject(subjects.ObservedBucket, "*.domain.*"), Destination: subjects.HistorySubject("{{wildcard(1)}}", "domain.{{wildcard(2)}}"),
+		}}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	put := func(host, key, data string, header ...string) {
+		m := nats.NewMsg(subjects.HistorySubject(host, key))
+		m.Data = []byte(data)
+		for i := 0; i < len(header); i += 2 {
+			m.Header.Set(header[i], header[i+1])
+		}
+		if _, err := js.PublishMsg(ctx, m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("h1", "domain.a", "before")
+	time.Sleep(5 * time.Millisecond)
+	since := time.Now()
+	time.Sleep(5 * time.Millisecond)
+	put("h1", "domain.a", "item")
+	put("h1", "domain.b", "another")
+	if _, err := js.Publish(ctx, subjects.BucketSubject(subjects.ObservedBucket, subjects.ObservedKey("h1", "domain", "a")), []byte("status")); err != nil {
+		t.Fatal(err)
+	}
+	for history.CachedInfo().State.LastSeq < 4 {
+		if _, err := history.Info(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("h2", "domain.a", "", "KV-Operation", "DEL", subjects.HeaderCause, "r")
+	put("h1", subjects.HeadKey, "head")
+	type told struct {
+		Host, Key, Data, Cause string
+		Observed, Gone         bool
+	}
+	read := func(most int, filters ...string) (out []told) {
+		t.Helper()
+		err := j.Recorded(ctx, since, filters, func(r Recorded) bool {
+			out = append(out, told{r.Host, r.Key, string(r.Data), r.Cause, r.Observed, r.Gone})
+			return len(out) < most
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	all := []told{{"h1", "domain.a", "item", "", false, false}, {"h1", "domain.a", "status", "", true, false}, {"h2", "domain.a", "", "r", false, true}}
+	if diff := cmp.Diff(all, read(9, "shoal.history.*.domain.a", "shoal.history.*.domain.none")); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff(all[:2], read(2, "shoal.history.*.domain.a")); diff != "" {
+		t.Error(diff)
+	}
+	if got := read(9, "shoal.history.*.domain.none"); got != nil {
+		t.Errorf("read %v where there is nothing", got)
+	}
+	if got := read(9, subjects.HistorySubject("h1", ">")); len(got) != 4 || got[3].Key != subjects.HeadKey {
+		t.Errorf("read %v", got)
+	}
+}
