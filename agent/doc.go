@@ -9,4 +9,7 @@
 // What a host was last told is in its ledger, so that an agent needs nobody to do its work: it acts on the ledger as soon as it
 // starts, before and without a connection. Ending an agent ends nothing else: guests, DHCP servers, rules and mounts
 // stay, and the next agent finds them.
+//
+// What drift policy holds must survive an agent: what was Ready or is held is kept beside the ledger (ledger.Marks), for kinds that are
+// not healed only. Otherwise a foreign change would look like work that was never done to the next agent, which would do it.
 package agent

@@ -36,4 +36,8 @@
 //     therefore imports nats.go. HISTORY also holds what is known of a host as a whole, under host.self, written by the leader when
 //     it changes: without that nothing could be said of the status of anything in the past. Calls that changed nothing
 //     are entries of the journal without changes; their request ids may come again.
+//   - A plan is a resource: whether its base has moved is decided in the transaction that applies it. It is a seed and calls, not
+//     a list of results, so that applying it runs the same code as everything else, with the same checks and rights.
+//   - Drift policies are part of clusters and hosts. An agent says in a spec what it found; what to make of that is a decision
+//     like others (controller/plan).
 package controller

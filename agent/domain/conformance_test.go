@@ -355,6 +355,45 @@ func conformance() []conformanceTest {
 				t.Errorf("after stop: %+v", h.Info)
 			}
 		}},
+		{"what others did about its running can be taken over", func(t *testing.T, a *agent) {
+			id, want := a.vm(desired.PowerOn)
+			a.must(id, want)
+			adopt := func(power desired.Power, can bool) {
+				t.Helper()
+				found, ok := a.Adopt(id, want, *a.see(id))
+				if ok != can || ok && found.Power != power {
+					t.Fatalf("found %s, %v; want %s, %v", found.Power, ok, power, can)
+				}
+				if !ok {
+					return
+				}
+				// Once it is wanted, there is nothing to be done to the guest.
+				before := a.see(id).Info.ID
+				want = found
+				a.must(id, want)
+				if after := a.see(id).Info.ID; after != before {
+					t.Fatalf("the guest was %s, and is %s", before, after)
+				}
+			}
+			adopt(desired.PowerOn, false) // nothing has changed
+			if err := a.bed.lv.Suspend(t.Context(), id); err != nil {
+				t.Fatal(err)
+			}
+			adopt(desired.PowerPaused, true)
+			if err := a.bed.lv.Resume(t.Context(), id); err != nil {
+				t.Fatal(err)
+			}
+			adopt(desired.PowerOn, true)
+			if err := a.bed.lv.Destroy(t.Context(), id); err != nil {
+				t.Fatal(err)
+			}
+			more := want
+			more.CPUs++
+			if found, ok := a.Adopt(id, more, *a.see(id)); ok {
+				t.Errorf("its CPUs differ too, and it is taken over as %+v", found)
+			}
+			adopt(desired.PowerOff, true)
+		}},
 		{"a stop that is called off", func(t *testing.T, a *agent) {
 			id, want := a.vm(desired.PowerOn)
 			want.StopSeconds = 600
