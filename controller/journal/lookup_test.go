@@ -3,6 +3,8 @@ package journal
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -131,5 +133,48 @@ func TestRecorded(t *testing.T) {
 	}
 	if got := read(9, subjects.HistorySubject("h1", ">")); len(got) != 4 || got[3].Key != subjects.HeadKey {
 		t.Errorf("read %v", got)
+	}
+}
+
+// BenchmarkRecorded reads a few items' records out of many, as a trace of a request from long ago does.
+func BenchmarkRecorded(b *testing.B) {
+	const items, rounds = 10_000, 10
+	ctx, bus := b.Context(), newBus(b)
+	js := bus.connect()
+	j := bus.journal(ctx, js)
+	_, err := js.CreateStream(ctx, jetstream.StreamConfig{
+		Name: subjects.HistoryStream, Subjects: []string{subjects.HistoryAll}, Compression: jetstream.S2Compression,
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	data := []byte(strings.Repeat(`{"kind":"domain"}`, 20))
+	since := time.Now()
+	var last jetstream.PubAckFuture
+	for n := range items * rounds {
+		i := n % items
+		if last, err = js.PublishAsync(subjects.HistorySubject(fmt.Sprintf("h%d", i%100), fmt.Sprintf("domain.d%d", i)), data, jetstream.WithStallWait(time.Minute)); err != nil {
+			b.Fatal(err)
+		}
+	}
+	<-last.Ok()
+	var filters []string
+	for i := range 8 {
+		filters = append(filters, subjects.HistorySubject("*", fmt.Sprintf("domain.d%d", i*1000)))
+	}
+	for name, sets := range map[string][][]string{"together": {filters}, "one by one": slices.Collect(slices.Chunk(filters, 1))} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				n := 0
+				for _, set := range sets {
+					if err := j.Recorded(ctx, since, set, func(Recorded) bool { n++; return true }); err != nil {
+						b.Fatal(err)
+					}
+				}
+				if n != 8*rounds {
+					b.Fatalf("read %d records", n)
+				}
+			}
+		})
 	}
 }
