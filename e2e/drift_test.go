@@ -60,7 +60,9 @@ func TestDrift_Policies(t *testing.T) {
 	}
 
 	// The next agent knows, and looks at everything when it starts.
-	starts := func() int { return strings.Count(b.in(t, box, "cat /var/log/shoal-agent.log"), "document in force from the ledger") }
+	starts := func() int {
+		return strings.Count(b.in(t, box, "cat /var/log/shoal-agent.log"), "document in force from the ledger")
+	}
 	before := starts()
 	b.killAgent(t, box)
 	eventually(t, 30*time.Second, func() error {

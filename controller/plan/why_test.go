@@ -29,8 +29,10 @@ func TestWhyVM(t *testing.T) {
 			do(t, e, "vm.destroy", func(tx resource.Tx) error { _, err := plan.DestroyVM(tx, vm.ID); return err })
 			settle(t, e)
 		}, true, "it is in the recycle bin since 2026-11-23 12:00:00", 0, "shoalctl vm recover a"},
-		"host away": {func(_ *testing.T, e *plantest.Example, vm *resource.VM) { e.SetConnected(vm.HostID, false) },
-			false, "its host h1 is not heard of since 2026-11-23 12:00:00, so nobody knows whether it runs", 1, "look at host h1"},
+		"host away": {
+			func(_ *testing.T, e *plantest.Example, vm *resource.VM) { e.SetConnected(vm.HostID, false) },
+			false, "its host h1 is not heard of since 2026-11-23 12:00:00, so nobody knows whether it runs", 1, "look at host h1",
+		},
 		"not published": {func(t *testing.T, e *plantest.Example, vm *resource.VM) {
 			do(t, e, "vm.reboot", func(tx resource.Tx) error { _, err := plan.RebootVM(tx, vm.ID); return err })
 		}, false, "the documents of hosts are being written", 0, ""},
