@@ -275,7 +275,7 @@ func (b *bed) stream(name string) ([]byte, error) {
 		if err := nc.PublishRequest("$JS.API.DIRECT.GET."+name, inbox, body); err != nil {
 			return nil, err
 		}
-		more := false
+		var more bool
 		for {
 			m, err := sub.NextMsg(10 * time.Second)
 			if err != nil {

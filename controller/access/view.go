@@ -396,6 +396,7 @@ func (unobserved) Host(string) resource.HostObservation { return resource.HostOb
 func (unobserved) Published(string, desired.Ref) (resource.PublishedItem, bool) {
 	return resource.PublishedItem{}, false
 }
+
 func (unobserved) Drifted() iter.Seq2[resource.HostItem, desired.Status] {
 	return func(func(resource.HostItem, desired.Status) bool) {}
 }

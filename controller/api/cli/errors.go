@@ -111,7 +111,7 @@ func (a *App) fail(err error) int {
 			code = ExitForbidden
 		case resource.CodeNotLeader:
 			code = ExitNoAnswer
-		case resource.CodeInternal:
+		case resource.CodeInternal, resource.CodeBusy: // the message says how long to wait
 		}
 	case isUsage(err):
 		code = ExitUsage
