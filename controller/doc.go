@@ -40,4 +40,6 @@
 //     a list of results, so that applying it runs the same code as everything else, with the same checks and rights.
 //   - Drift policies are part of clusters and hosts. An agent says in a spec what it found; what to make of that is a decision
 //     like others (controller/plan).
+//   - Kickstart files are a contract between who makes installation media (controller/iso) and who installs from them (agent/metal), so
+//     what reads them is desired/kickstart. Media are filled into reserved space of an image that scripts/iso makes, so that making one needs no tools.
 package controller

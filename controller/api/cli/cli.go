@@ -125,7 +125,7 @@ func (a *App) Command() *cobra.Command {
 		}
 	}
 	a.planCommand(root)
-	root.AddCommand(a.replayCommand(), a.applyCommand(), a.loginCommand(), a.logoutCommand(), a.contextCommand(), a.natsCommand(), a.versionCommand())
+	root.AddCommand(a.replayCommand(), a.applyCommand(), a.loginCommand(), a.logoutCommand(), a.contextCommand(), a.isoCommand(), a.natsCommand(), a.versionCommand())
 	return root
 }
 
