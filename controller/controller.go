@@ -270,18 +270,24 @@ func imageKey(path string) ([]byte, error) {
 	if _, err := rand.Read(key); err != nil {
 		return nil, fmt.Errorf("make image key: %w", err)
 	}
-	// Exclusively: of two controllers that start at once on a shared identity, the second takes the first one's.
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	// Of two controllers that start at once on a shared identity, the second takes the first one's, and takes it whole.
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-") // 0600
+	if err != nil {
+		return nil, fmt.Errorf("make image key: %w", err)
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(key)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return nil, fmt.Errorf("write image key: %w", err)
+	}
+	err = os.Link(f.Name(), path)
 	if errors.Is(err, fs.ErrExist) {
 		return os.ReadFile(path)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("make image key: %w", err)
 	}
-	if _, err := f.Write(key); err != nil {
-		return nil, errors.Join(fmt.Errorf("write image key: %w", err), f.Close(), os.Remove(path))
-	}
-	return key, errors.Join(f.Sync(), f.Close())
+	return key, nil
 }
 
 // httpLog passes on what the HTTP server says, which is of clients that it could not understand: anybody can be one.
