@@ -70,6 +70,7 @@ type Config struct {
 	ForgetAfter time.Duration
 
 	ProbeEvery     time.Duration // 30 s
+	ProbeWait      time.Duration // 10 s
 	ResyncEvery    time.Duration // 10 min
 	HeartbeatEvery time.Duration // 30 s
 	// Spread is over how long all statuses are sent again after a reconnection, so that a fleet does not do it at once. 5 s
@@ -103,7 +104,7 @@ func New(cfg Config) (*Link, error) {
 		return nil, errors.New("new link: URL, Host and OnDocument must be set")
 	}
 	for d, def := range map[*time.Duration]time.Duration{
-		&cfg.ProbeEvery: 30 * time.Second, &cfg.ResyncEvery: 10 * time.Minute, &cfg.HeartbeatEvery: 30 * time.Second,
+		&cfg.ProbeEvery: 30 * time.Second, &cfg.ProbeWait: 10 * time.Second, &cfg.ResyncEvery: 10 * time.Minute, &cfg.HeartbeatEvery: 30 * time.Second,
 		&cfg.Spread: 5 * time.Second, &cfg.ForgetAfter: time.Minute, &cfg.ReconnectWait: 2 * time.Second, &cfg.ReconnectJitter: 3 * time.Second,
 		&cfg.RefusedWait: time.Hour,
 	} {
@@ -196,7 +197,7 @@ func (l *Link) Run(ctx context.Context) error {
 		case <-probe.C:
 			probe.Reset(jitter(l.cfg.ProbeEvery))
 			if nc.IsConnected() {
-				if same, err := l.view.probe(ctx, nc); err == nil && !same {
+				if same, err := l.probe(ctx, nc); err == nil && !same {
 					look(true)
 				}
 			}
@@ -220,6 +221,13 @@ const (
 	againMin = 20 * time.Millisecond
 	againMax = 5 * time.Second
 )
+
+// probe asks for the end of the bucket. The answer may be lost with the connection, and while it is waited for nothing else is done.
+func (l *Link) probe(ctx context.Context, nc *nats.Conn) (same bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.ProbeWait)
+	defer cancel()
+	return l.view.probe(ctx, nc)
+}
 
 // look reads the bucket, what is new in it or all of it, and hands a new document on.
 func (l *Link) look(ctx context.Context, whole bool) (complete bool, err error) {

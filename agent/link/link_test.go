@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -350,6 +351,55 @@ func TestDocument_BucketMadeAnew(t *testing.T) {
 	}
 }
 
+// dropping is a network that can lose everything that the agent sends, without a word.
+type dropping struct {
+	lose  atomic.Bool
+	conns chan net.Conn
+}
+
+type droppingConn struct {
+	net.Conn
+	d *dropping
+}
+
+func (c droppingConn) Write(b []byte) (int, error) {
+	if c.d.lose.Load() {
+		return len(b), nil
+	}
+	return c.Conn.Write(b)
+}
+
+func (d *dropping) Dial(network, addr string) (net.Conn, error) {
+	c, err := net.Dial(network, addr)
+	if err != nil {
+		return nil, err
+	}
+	d.conns <- c
+	return droppingConn{c, d}, nil
+}
+
+// TestDocument_LostProbe: a probe gets lost with its connection. Whoever waited for the answer for good read no document ever after.
+func TestDocument_LostProbe(t *testing.T) {
+	b := newBench(t)
+	net := &dropping{conns: make(chan net.Conn, 16)}
+	_, docs, _ := linked(t, b, func(c *Config) {
+		c.ProbeEvery, c.ProbeWait = 20*time.Millisecond, 200*time.Millisecond
+		c.Options = []nats.Option{nats.SetCustomDialer(net)}
+	})
+	b.write(doc(t, 1, 1))
+	receive(t, docs)
+	net.lose.Store(true)
+	time.Sleep(100 * time.Millisecond) // a probe or two
+	net.lose.Store(false)
+	for len(net.conns) > 0 {
+		(<-net.conns).Close()
+	}
+	b.write(doc(t, 2, 1))
+	if got := receive(t, docs); got.Head.Gen != 2 {
+		t.Errorf("generation %d", got.Head.Gen)
+	}
+}
+
 func TestDocument_ServerRestart(t *testing.T) {
 	b := newBench(t)
 	b.write(doc(t, 1, 1))
@@ -413,6 +463,32 @@ func TestReport_NewestWinsAndComesBack(t *testing.T) {
 	if _, ok := b.observed(two); ok {
 		t.Error("what was gone is back")
 	}
+}
+
+// TestReport_BucketMadeAnew: nobody is disconnected when a bucket is made anew. The next acknowledgement tells.
+func TestReport_BucketMadeAnew(t *testing.T) {
+	b := newBench(t)
+	l, _, _ := linked(t, b, nil)
+	var refs []desired.Ref
+	for i := range 20 {
+		refs = append(refs, desired.Ref{Kind: desired.KindPool, ID: fmt.Sprintf("p%d", i)})
+		l.Report(refs[i], &desired.Status{Rev: 1, Phase: desired.PhaseReady})
+	}
+	all := func() bool {
+		for _, ref := range refs {
+			if _, ok := b.observed(ref); !ok {
+				return false
+			}
+		}
+		return true
+	}
+	b.until("everything is reported", all)
+	if err := b.js.DeleteStream(t.Context(), subjects.BucketStream(subjects.ObservedBucket)); err != nil {
+		t.Fatal(err)
+	}
+	b.must(b.js.CreateOrUpdateStream(t.Context(), observedConfig()))
+	l.Report(refs[0], &desired.Status{Rev: 2, Phase: desired.PhaseReady})
+	b.until("everything is reported again", all)
 }
 
 // TestReport_ForgottenIsPurged: a process reports and dies before it can say that the item is gone.

@@ -35,7 +35,8 @@ type reporter struct {
 	dirty   map[desired.Ref][]byte
 	sending map[desired.Ref]bool
 	online  bool
-	whole   bool // everything is to be sent again
+	whole   bool   // everything is to be sent again
+	seq     uint64 // the highest that was acknowledged
 
 	// names are the items that may have a status in the bucket, kept in a file: an agent that died, or a host that lost
 	// power, between the end of an item and the purge of its status must still purge it. Nobody else would.
@@ -202,7 +203,12 @@ func (r *reporter) run(ctx context.Context, nc *nats.Conn, spread time.Duration)
 			}
 			sends.Go(func() {
 				defer func() { <-slots }()
-				r.done(ctx, ref, b, r.send(ctx, nc, ref, b))
+				floor := r.acked()
+				seq, err := r.send(ctx, nc, ref, b)
+				if err == nil {
+					r.ack(floor, seq)
+				}
+				r.done(ctx, ref, b, err)
 			})
 		}
 	}
@@ -246,7 +252,7 @@ func (r *reporter) done(ctx context.Context, ref desired.Ref, b []byte, err erro
 	case err == nil && b == nil && !newer:
 		delete(r.names, ref)
 	}
-	again := len(r.dirty) > 0
+	again := len(r.dirty) > 0 || r.whole
 	r.mu.Unlock()
 	if again {
 		r.rouse()
@@ -256,8 +262,28 @@ func (r *reporter) done(ctx context.Context, ref desired.Ref, b []byte, err erro
 // tombstoneTTL is how long the mark of a purged status stays in the bucket.
 const tombstoneTTL = "1h"
 
-// send writes one status and waits for the acknowledgement.
-func (r *reporter) send(ctx context.Context, nc *nats.Conn, ref desired.Ref, b []byte) error {
+// acked is the highest sequence that the bucket has acknowledged.
+func (r *reporter) acked() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.seq
+}
+
+// ack notes the sequence that the bucket gave to what was sent when floor had been acknowledged. A lower one is that of a bucket that
+// was made anew, or rolled back, with nobody having been disconnected: everything is sent again.
+func (r *reporter) ack(floor, seq uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if seq > floor {
+		r.seq = max(r.seq, seq)
+		return
+	}
+	r.seq, r.whole = seq, true
+	r.log.Warn().Uint64("seq", seq).Msg("bucket of statuses has gone back; all are sent again")
+}
+
+// send writes one status and gives the sequence that is acknowledged.
+func (r *reporter) send(ctx context.Context, nc *nats.Conn, ref desired.Ref, b []byte) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	m := nats.NewMsg(subjects.BucketSubject(subjects.ObservedBucket, subjects.ObservedKey(r.host, string(ref.Kind), ref.ID)))
@@ -269,7 +295,7 @@ func (r *reporter) send(ctx context.Context, nc *nats.Conn, ref desired.Ref, b [
 	}
 	answer, err := nc.RequestMsgWithContext(ctx, m)
 	if err != nil {
-		return fmt.Errorf("report %s: %w", ref, err)
+		return 0, fmt.Errorf("report %s: %w", ref, err)
 	}
 	var ack struct {
 		Error *struct {
@@ -278,10 +304,10 @@ func (r *reporter) send(ctx context.Context, nc *nats.Conn, ref desired.Ref, b [
 		Seq uint64 `json:"seq"`
 	}
 	if err := json.Unmarshal(answer.Data, &ack); err != nil {
-		return fmt.Errorf("report %s: read the acknowledgement: %w", ref, err)
+		return 0, fmt.Errorf("report %s: read the acknowledgement: %w", ref, err)
 	}
 	if ack.Error != nil {
-		return fmt.Errorf("report %s: %s", ref, ack.Error.Description)
+		return 0, fmt.Errorf("report %s: %s", ref, ack.Error.Description)
 	}
-	return nil
+	return ack.Seq, nil
 }
