@@ -98,9 +98,11 @@ type Kind struct {
 	dir     string
 	log     zerolog.Logger
 
-	// mu is held while the rules that all networks share are looked at or changed, and for places.
 	mu     sync.Mutex
 	places map[string]Place
+
+	// turn is held while the rules that all networks share are looked at or changed. It guards what follows.
+	turn host.Turn
 	// table is what ebtables held at generation gen.
 	table xtables.Table
 	gen   uint32
@@ -110,7 +112,7 @@ type Kind struct {
 
 // New makes the kind. Configurations, leases and notes are under dir.
 func New(run host.Runner, machine Machine, dir string, log zerolog.Logger) (*Kind, error) {
-	k := &Kind{run: run, machine: machine, dir: dir, log: log, places: map[string]Place{}}
+	k := &Kind{run: run, machine: machine, dir: dir, log: log, places: map[string]Place{}, turn: host.NewTurn()}
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("read places of DHCP servers: %w", err)
@@ -135,6 +137,13 @@ func New(run host.Runner, machine Machine, dir string, log zerolog.Logger) (*Kin
 	return k, nil
 }
 
+// all are the places of all servers.
+func (k *Kind) all() map[string]Place {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return maps.Clone(k.places)
+}
+
 // Server is what is there of a network's server.
 type Server struct {
 	Place Place
@@ -153,9 +162,7 @@ func (k *Kind) Observe(ctx context.Context) (map[string]Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	k.mu.Lock()
-	places := maps.Clone(k.places)
-	k.mu.Unlock()
+	places := k.all()
 	for _, l := range links {
 		// Our notes may be lost: the port has a mark of its own.
 		if id, ok := strings.CutPrefix(l.Alias, mark); ok && places[id].Port == "" {
@@ -504,9 +511,7 @@ func (k *Kind) Watch(ctx context.Context, changed func(string)) error {
 			return ctx.Err()
 		case <-tick.C:
 		}
-		k.mu.Lock()
-		places := maps.Clone(k.places)
-		k.mu.Unlock()
+		places := k.all()
 		if len(places) == 0 {
 			continue
 		}

@@ -71,7 +71,7 @@ func Isolation(places map[string]Place, links []Link) []string {
 	return append(rules, slices.Compact(outside)...)
 }
 
-// read gives ebtables' table. mu is held.
+// read gives ebtables' table. turn is held.
 func (k *Kind) read(ctx context.Context) (xtables.Table, error) {
 	if !k.known {
 		out, err := k.run.Run(ctx, host.Command{Name: "ebtables", Args: []string{"--version"}})
@@ -98,9 +98,12 @@ func (k *Kind) read(ctx context.Context) (xtables.Table, error) {
 
 // exposed says what is wrong with the rules.
 func (k *Kind) exposed(ctx context.Context, links []Link) (string, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if len(k.places) == 0 {
+	if err := k.turn.Take(ctx); err != nil {
+		return "", err
+	}
+	defer k.turn.Give()
+	places := k.all()
+	if len(places) == 0 {
 		return "", nil
 	}
 	t, err := k.read(ctx)
@@ -112,7 +115,7 @@ func (k *Kind) exposed(ctx context.Context, links []Link) (string, error) {
 			return fmt.Sprintf("ebtables %s does not lead to %s first", h.Chain, chain), nil
 		}
 	}
-	if !same(t[chain], Isolation(k.places, links)) {
+	if !same(t[chain], Isolation(places, links)) {
 		return "ebtables chain " + chain + " has not its rules", nil
 	}
 	return "", nil
@@ -124,20 +127,23 @@ func same(normal, rules []string) bool {
 
 // isolate puts the rules in force for all places, or takes them away with the last.
 func (k *Kind) isolate(ctx context.Context, links []Link) error {
-	k.mu.Lock()
-	defer k.mu.Unlock()
+	if err := k.turn.Take(ctx); err != nil {
+		return err
+	}
+	defer k.turn.Give()
+	places := k.all()
 	t, err := k.read(ctx)
 	if err != nil {
 		return err
 	}
 	s := xtables.NewScript(xtables.Ethernet, t)
-	if len(k.places) == 0 {
+	if len(places) == 0 {
 		for _, h := range hooks() {
 			s.Unhook(h)
 		}
 		s.Drop(chain)
 	} else {
-		rules := Isolation(k.places, links)
+		rules := Isolation(places, links)
 		if now, ok := t[chain]; !ok || !same(now, rules) {
 			s.Chain(chain, rules)
 		}

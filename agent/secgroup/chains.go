@@ -83,8 +83,10 @@ func (t *Table) expected(id string, w desired.SecGroup) content {
 // Observe implements engine.Kind.
 func (k *Chains) Observe(ctx context.Context) (map[string]Filter, error) {
 	t := k.t
-	t.mu.Lock()
-	defer t.mu.Unlock()
+	if err := t.turn.Take(ctx); err != nil {
+		return nil, err
+	}
+	defer t.turn.Give()
 	tables, err := t.read(ctx)
 	if err != nil {
 		return nil, err
@@ -301,8 +303,10 @@ func diffRules(want, have []string) string {
 // Ensure implements engine.Kind. It collects; Flush applies.
 func (k *Chains) Ensure(ctx context.Context, id string, w desired.SecGroup, have *Filter) (Filter, error) {
 	t := k.t
-	t.mu.Lock()
-	defer t.mu.Unlock()
+	if err := t.turn.Take(ctx); err != nil {
+		return Filter{}, err
+	}
+	defer t.turn.Give()
 	for _, dir := range []struct {
 		field string
 		rules []desired.Rule
@@ -337,9 +341,11 @@ func (k *Chains) Ensure(ctx context.Context, id string, w desired.SecGroup, have
 }
 
 // Remove implements engine.Kind. It collects; Flush applies.
-func (k *Chains) Remove(_ context.Context, id string, have Filter) error {
-	k.t.mu.Lock()
-	defer k.t.mu.Unlock()
+func (k *Chains) Remove(ctx context.Context, id string, have Filter) error {
+	if err := k.t.turn.Take(ctx); err != nil {
+		return err
+	}
+	defer k.t.turn.Give()
 	delete(k.t.ensure, id)
 	k.t.remove[id] = have
 	k.t.expectMu.Lock()
@@ -351,8 +357,10 @@ func (k *Chains) Remove(_ context.Context, id string, have Filter) error {
 // Flush implements engine.Flusher: one transaction for each of iptables, ip6tables and ebtables that has changes.
 func (k *Chains) Flush(ctx context.Context) error {
 	t := k.t
-	t.mu.Lock()
-	defer t.mu.Unlock()
+	if err := t.turn.Take(ctx); err != nil {
+		return err
+	}
+	defer t.turn.Give()
 	if len(t.ensure) == 0 && len(t.remove) == 0 {
 		return nil
 	}
@@ -553,7 +561,9 @@ func (t *Table) watch(ctx context.Context, tick, pause time.Duration, changed fu
 				continue
 			}
 			drift := false
-			t.mu.Lock()
+			if err := t.turn.Take(ctx); err != nil {
+				return err
+			}
 			busy := len(t.owned.Chains) > 0
 			if busy {
 				if gen, ok := t.generation(ctx); ok {
@@ -566,7 +576,7 @@ func (t *Table) watch(ctx context.Context, tick, pause time.Duration, changed fu
 				on, err := t.kernel.BridgeFiltering()
 				drift = drift || err == nil && !on
 			}
-			t.mu.Unlock()
+			t.turn.Give()
 			if drift {
 				told = now
 				changed("")

@@ -64,8 +64,8 @@ type Table struct {
 	file   string
 	log    zerolog.Logger
 
-	// mu is held during every look at the kernel and every change, so that they don't interleave.
-	mu    sync.Mutex
+	// turn is held during every look at the kernel and every change, so that they don't interleave. It guards what follows.
+	turn  host.Turn
 	owned owned
 	// cache is what the tables held at nft generation gen. Without nft it is never valid.
 	cache    map[xtables.Tool]xtables.Table
@@ -97,7 +97,7 @@ type owned struct {
 // New makes a table that keeps its notes in dir.
 func New(run host.Runner, kernel Kernel, dir string, log zerolog.Logger) (*Table, error) {
 	t := &Table{
-		run: run, kernel: kernel, file: filepath.Join(dir, "owned.json"), log: log,
+		run: run, kernel: kernel, file: filepath.Join(dir, "owned.json"), log: log, turn: host.NewTurn(),
 		expects: map[string]expectation{},
 		ensure:  map[string]*nic{}, remove: map[string]Filter{},
 		sets: map[string]Set{}, setEnsure: map[string]setChange{}, setRemove: map[string]Set{},

@@ -178,8 +178,10 @@ func (t *Table) headers(ctx context.Context) (map[string]Header, error) {
 // Observe implements engine.Kind. It reads every member.
 func (k *Sets) Observe(ctx context.Context) (map[string]Set, error) {
 	t := k.t
-	t.mu.Lock()
-	defer t.mu.Unlock()
+	if err := t.turn.Take(ctx); err != nil {
+		return nil, err
+	}
+	defer t.turn.Give()
 	if len(t.owned.Sets) == 0 {
 		return map[string]Set{}, nil
 	}
@@ -236,8 +238,10 @@ func (t *Table) readSets(ctx context.Context) error {
 // last read or written. A member exchanged for another by hand is found by Observe.
 func (k *Sets) ObserveOne(ctx context.Context, id string) (*Set, error) {
 	t := k.t
-	t.mu.Lock()
-	defer t.mu.Unlock()
+	if err := t.turn.Take(ctx); err != nil {
+		return nil, err
+	}
+	defer t.turn.Give()
 	for name, owner := range t.owned.Sets {
 		if owner != id {
 			continue
@@ -338,8 +342,10 @@ func delta(have, want []netip.Addr) (add, del []netip.Addr) {
 // Ensure implements engine.Kind. It collects; Flush applies.
 func (k *Sets) Ensure(ctx context.Context, id string, w desired.AddrSet, have *Set) (Set, error) {
 	t := k.t
-	t.mu.Lock()
-	defer t.mu.Unlock()
+	if err := t.turn.Take(ctx); err != nil {
+		return Set{}, err
+	}
+	defer t.turn.Give()
 	for i, a := range w.Addrs {
 		if a.IsUnspecified() || a.Is4In6() || a.Zone() != "" {
 			return Set{}, engine.Final(engine.Fault(desired.CodeInvalid, "", fmt.Errorf("fill set %s: addrs[%d]: %s can't be a member", w.Name, i, a)))
@@ -438,10 +444,12 @@ func fill(b *strings.Builder, name, family string, now Header, have, want []neti
 }
 
 // Remove implements engine.Kind. It collects; Flush applies. A set that rules still match stays: they go first.
-func (k *Sets) Remove(_ context.Context, id string, have Set) error {
+func (k *Sets) Remove(ctx context.Context, id string, have Set) error {
 	t := k.t
-	t.mu.Lock()
-	defer t.mu.Unlock()
+	if err := t.turn.Take(ctx); err != nil {
+		return err
+	}
+	defer t.turn.Give()
 	if have.V4.Uses+have.V6.Uses > 0 {
 		return engine.After(500*time.Millisecond, engine.Fault(desired.CodeInUse, "remove the rules that name the group",
 			fmt.Errorf("destroy set %s of %s: rules still match it", have.Name, id)))
@@ -454,8 +462,10 @@ func (k *Sets) Remove(_ context.Context, id string, have Set) error {
 // Flush implements engine.Flusher: one "ipset restore" for everything.
 func (k *Sets) Flush(ctx context.Context) error {
 	t := k.t
-	t.mu.Lock()
-	defer t.mu.Unlock()
+	if err := t.turn.Take(ctx); err != nil {
+		return err
+	}
+	defer t.turn.Give()
 	if len(t.setEnsure) == 0 && len(t.setRemove) == 0 {
 		return nil
 	}
@@ -519,7 +529,9 @@ func (k *Sets) Watch(ctx context.Context, changed func(string)) error {
 		case <-timer.C:
 		}
 		var ids []string
-		t.mu.Lock()
+		if err := t.turn.Take(ctx); err != nil {
+			return err
+		}
 		if len(t.sets) > 0 {
 			heads, err := t.headers(ctx)
 			for name, s := range t.sets {
@@ -536,7 +548,7 @@ func (k *Sets) Watch(ctx context.Context, changed func(string)) error {
 				told[name] = seen
 			}
 		}
-		t.mu.Unlock()
+		t.turn.Give()
 		for _, id := range ids {
 			changed(id)
 		}
