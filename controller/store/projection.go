@@ -99,6 +99,9 @@ func (s *Store) verify(ctx context.Context, c checkpoint) error {
 	return nil
 }
 
+// projectionWait is how long the bucket of the projection has to answer.
+const projectionWait = 5 * time.Second
+
 // readProjection reads the projection; the state is empty, and the error says why, if it can't be believed.
 func (s *Store) readProjection(ctx context.Context) (building, error) {
 	empty := newBuilding()
@@ -107,7 +110,10 @@ func (s *Store) readProjection(ctx context.Context) (building, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	stream, err := s.js.Stream(ctx, subjects.BucketStream(subjects.ResourcesBucket))
+	// Where the one server of a cluster that has it is away, nobody answers: then the journal has it all.
+	look, end := context.WithTimeout(ctx, projectionWait)
+	stream, err := s.js.Stream(look, subjects.BucketStream(subjects.ResourcesBucket))
+	end()
 	if err != nil {
 		return empty, fmt.Errorf("find bucket %s: %w", subjects.ResourcesBucket, err)
 	}
