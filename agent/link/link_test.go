@@ -528,9 +528,9 @@ func TestReport_NoServerAtTheStart(t *testing.T) {
 func TestDocument_IsHandedOver(t *testing.T) {
 	b := newBench(t)
 	want := doc(t, 5, 3)
-	has := false
+	var has atomic.Bool
 	linked(t, b, func(c *Config) {
-		c.Document = func() (desired.Document, bool) { return want, has }
+		c.Document = func() (desired.Document, bool) { return want, has.Load() }
 	})
 	ask := func(body []byte) *nats.Msg {
 		t.Helper()
@@ -549,7 +549,7 @@ func TestDocument_IsHandedOver(t *testing.T) {
 			t.Errorf("%s is answered with %q", body, m.Data)
 		}
 	}
-	has = true
+	has.Store(true)
 	var a desired.Assembly
 	for {
 		body, err := json.Marshal(a.Next())

@@ -224,6 +224,16 @@ func replaceJournal(t testing.TB, ctx context.Context, js jetstream.JetStream, i
 	if err := js.DeleteStream(ctx, subjects.JournalStream); err != nil {
 		t.Fatal(err)
 	}
+	// The server answers before the files of the old stream are gone, and may refuse a new one until then ("error creating store").
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		_, err := js.CreateStream(ctx, Config())
+		if err == nil {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("make stream anew: %v", err)
+		}
+	}
 	j := (&bus{t: t}).journal(ctx, js)
 	var at Position
 	for _, id := range ids {
