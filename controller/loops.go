@@ -105,26 +105,14 @@ func (c *controller) sendHints(ctx context.Context, changed <-chan hint) error {
 	}
 }
 
-// shownIn is the resource whose status an item's shows in.
+// shownIn is the resource whose status an item's shows in. Those who wait for an image are not told of a host's copy.
 func shownIn(host string, ref desired.Ref) (resource.Kind, string) {
 	switch ref.Kind {
-	case desired.KindDomain:
-		return resource.KindVM, ref.ID
-	case desired.KindVolume:
-		return resource.KindVolume, ref.ID
-	case desired.KindPool:
-		return resource.KindStorage, ref.ID
-	case desired.KindSecGroup:
-		return resource.KindNIC, ref.ID
-	case desired.KindAddrSet:
-		return resource.KindSecGroup, ref.ID
-	case desired.KindDHCP:
-		return resource.KindL3, ref.ID
-	case desired.KindNetDev:
-		return resource.KindL2, ref.ID
 	case desired.KindHost:
 		return resource.KindHost, host
-	default:
+	case desired.KindImage:
 		return "", ""
+	default:
+		return resource.ItemResource(ref)
 	}
 }
