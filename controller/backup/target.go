@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"shoal/controller/file"
 )
 
 // File is a file in a target.
@@ -95,15 +97,7 @@ func (d directory) Write(_ context.Context, name string, fill func(io.Writer) er
 	if err := os.Rename(tmp, final); err != nil {
 		return errors.Join(fmt.Errorf("write backup: %w", err), os.Remove(tmp))
 	}
-	return syncDir(string(d))
-}
-
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
+	return file.SyncDir(string(d))
 }
 
 func (d directory) Open(_ context.Context, name string) (io.ReadCloser, error) {
@@ -118,7 +112,7 @@ func (d directory) Remove(_ context.Context, name string) error {
 	if err := os.Remove(filepath.Join(string(d), name)); err != nil {
 		return fmt.Errorf("remove backup: %w", err)
 	}
-	return syncDir(string(d))
+	return file.SyncDir(string(d))
 }
 
 func (d directory) Tidy(_ context.Context, age time.Duration) error {

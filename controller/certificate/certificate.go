@@ -20,6 +20,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"shoal/controller/file"
 	"shoal/controller/identity"
 )
 
@@ -318,19 +319,15 @@ func readFile(path string) ([]byte, error) {
 
 // WriteFile puts a file in place in one step, with the owner that it had before.
 func WriteFile(path string, b []byte, mode fs.FileMode) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(b)
-	if old, serr := os.Stat(path); serr == nil {
-		if st, ok := old.Sys().(*syscall.Stat_t); ok && (int(st.Uid) != os.Geteuid() || int(st.Gid) != os.Getegid()) {
-			err = errors.Join(err, f.Chown(int(st.Uid), int(st.Gid)))
+	return file.Replace(path, mode, func(f *os.File) error {
+		if old, err := os.Stat(path); err == nil {
+			if st, ok := old.Sys().(*syscall.Stat_t); ok && (int(st.Uid) != os.Geteuid() || int(st.Gid) != os.Getegid()) {
+				if err := f.Chown(int(st.Uid), int(st.Gid)); err != nil {
+					return err
+				}
+			}
 		}
-	}
-	if err := errors.Join(err, f.Chmod(mode), f.Sync(), f.Close()); err != nil {
+		_, err := f.Write(b)
 		return err
-	}
-	return os.Rename(f.Name(), path)
+	})
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/klauspost/compress/s2"
 
+	"shoal/controller/file"
 	"shoal/controller/journal"
 	"shoal/controller/resource"
 	"shoal/desired"
@@ -66,7 +67,7 @@ func (h hostRecord) observation() resource.HostObservation {
 
 // writeCheckpoint writes what each tells.
 func writeCheckpoint(dir string, c checkpoint, each func(yield func(record) error) error) error {
-	err := replaceFile(filepath.Join(dir, checkpointName(c.At.Seq)), func(w io.Writer) error {
+	err := file.Replace(filepath.Join(dir, checkpointName(c.At.Seq)), 0o600, func(w *os.File) error {
 		head, err := json.Marshal(c)
 		if err != nil {
 			return err

@@ -175,7 +175,7 @@ func (h *History) open(ctx context.Context) error {
 		name := e.Name()
 		var seq uint64
 		switch {
-		case strings.HasPrefix(name, ".new-"):
+		case strings.HasPrefix(name, "."): // what file.Replace had not ended
 			_ = os.Remove(filepath.Join(h.cfg.Dir, name))
 		case strings.HasPrefix(name, "index-"):
 			s, err := openSegment(filepath.Join(h.cfg.Dir, name))

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"time"
 
+	"shoal/controller/file"
 	"shoal/controller/journal"
 	"shoal/controller/store"
 )
@@ -305,7 +306,7 @@ func (t *tail) write(dir string) (*segment, error) {
 		return nil, fmt.Errorf("write segment: %w", err)
 	}
 	path := filepath.Join(dir, segmentName(t.Last.Seq))
-	err = replaceFile(path, func(w io.Writer) error {
+	err = file.Replace(path, 0o600, func(w *os.File) error {
 		b := append([]byte(segmentMagic), binary.LittleEndian.AppendUint32(nil, uint32(len(head)))...) //nolint:gosec // far below
 		b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(head, castagnoli()))
 		for _, part := range append([][]byte{b, head}, columns[:]...) {
@@ -319,25 +320,6 @@ func (t *tail) write(dir string) (*segment, error) {
 		return nil, fmt.Errorf("write segment: %w", err)
 	}
 	return openSegment(path)
-}
-
-// replaceFile writes a file whole or not at all.
-func replaceFile(path string, write func(io.Writer) error) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
-	if err != nil {
-		return err
-	}
-	err = write(f)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return nil
 }
 
 // openSegment reads a segment's header; the columns are checked when they are read.

@@ -20,6 +20,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"shoal/controller/file"
 )
 
 const (
@@ -294,7 +296,7 @@ func (id *Identity) changeCA(change func([]authority) ([]authority, error)) erro
 	if err != nil {
 		return err
 	}
-	if err := replacePrivate(filepath.Join(id.dir, caFile), b); err != nil {
+	if err := file.Write(filepath.Join(id.dir, caFile), 0o600, b); err != nil {
 		return fmt.Errorf("change certificate authorities: %w", err)
 	}
 	return nil

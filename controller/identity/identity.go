@@ -13,6 +13,8 @@ import (
 
 	"github.com/nats-io/nkeys"
 	"golang.org/x/sys/unix"
+
+	"shoal/controller/file"
 )
 
 // Account is one of the installation's NATS accounts.
@@ -178,7 +180,7 @@ func create(dir string) error {
 	if err := unix.Rename(tmp, dir); err != nil && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EEXIST) {
 		return &os.LinkError{Op: "rename", Old: tmp, New: dir, Err: err}
 	}
-	return syncDir(parent)
+	return file.SyncDir(parent)
 }
 
 // upgrade adds what came after the layout that a directory has, and then says so. It may be cut off anywhere.
@@ -210,7 +212,7 @@ func fill(dir string, after int) error {
 		if err != nil {
 			return err
 		}
-		return replacePrivate(path, b)
+		return file.Write(path, 0o600, b)
 	}
 	for name, spec := range keySpecs() {
 		if spec.since <= after {
@@ -269,7 +271,7 @@ func writeLayout(dir string, l layout) error {
 	if err != nil {
 		return fmt.Errorf("encode layout: %w", err)
 	}
-	return replacePrivate(filepath.Join(dir, layoutFile), append(b, '\n'))
+	return file.Write(filepath.Join(dir, layoutFile), 0o600, append(b, '\n'))
 }
 
 func load(dir string) (*Identity, error) {
@@ -338,29 +340,4 @@ func readPrivate(path string) ([]byte, error) {
 		return nil, fmt.Errorf("%s holds a secret and others may read it (mode %04o): check who did, then chmod 600 it", path, m)
 	}
 	return os.ReadFile(path)
-}
-
-// replacePrivate puts a private file in place in one step.
-func replacePrivate(path string, b []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-") // 0600
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(b)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

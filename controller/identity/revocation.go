@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
+
+	"shoal/controller/file"
 )
 
 // Revocation takes credentials away.
@@ -162,7 +164,7 @@ func (id *Identity) RevokeAll(list []Revocation) ([]Account, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode revocations: %w", err)
 	}
-	if err := replacePrivate(path, append(b, '\n')); err != nil {
+	if err := file.Write(path, 0o600, append(b, '\n')); err != nil {
 		return nil, fmt.Errorf("keep revocations: %w", err)
 	}
 	return accounts, nil

@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nkeys"
 
+	"shoal/controller/file"
 	"shoal/subjects"
 )
 
@@ -173,7 +174,7 @@ func (c Creds) WriteFile(path string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("write credentials: %w", err)
 	}
-	if err := replacePrivate(path, b); err != nil {
+	if err := file.Write(path, 0o600, b); err != nil {
 		return fmt.Errorf("write credentials: %w", err)
 	}
 	return nil

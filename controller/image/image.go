@@ -23,6 +23,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
 
+	"shoal/controller/file"
 	"shoal/controller/resource"
 	"shoal/controller/store"
 	"shoal/subjects"
@@ -395,7 +396,7 @@ func (s *Service) get(ctx context.Context, client *http.Client, id, from string,
 		_ = os.Remove(part)
 		return fetched{}, err
 	}
-	return fetched{c, digest, n}, syncDir(s.cfg.Dir)
+	return fetched{c, digest, n}, file.SyncDir(s.cfg.Dir)
 }
 
 func inspectFile(path string, size int64) (Content, error) {
@@ -405,18 +406,6 @@ func inspectFile(path string, size int64) (Content, error) {
 	}
 	defer func() { _ = f.Close() }()
 	return Inspect(f, size)
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("open image directory: %w", err)
-	}
-	defer func() { _ = d.Close() }()
-	if err := d.Sync(); err != nil {
-		return fmt.Errorf("sync image directory: %w", err)
-	}
-	return nil
 }
 
 func (s *Service) remove(id string) {

@@ -21,6 +21,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"shoal/controller/api"
+	"shoal/controller/file"
 	"shoal/controller/resource"
 )
 
@@ -809,14 +810,11 @@ func (a *App) saveContexts(c contexts) error {
 	if err != nil {
 		return fmt.Errorf("encode contexts: %w", err)
 	}
-	file := a.contextsFile()
-	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+	path := a.contextsFile()
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("save contexts: %w", err)
 	}
-	if err := os.WriteFile(file+".new", b, 0o600); err != nil {
-		return fmt.Errorf("save contexts: %w", err)
-	}
-	if err := os.Rename(file+".new", file); err != nil {
+	if err := file.Write(path, 0o600, b); err != nil {
 		return fmt.Errorf("save contexts: %w", err)
 	}
 	return nil

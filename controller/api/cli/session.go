@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"shoal/controller/api"
+	"shoal/controller/file"
 	"shoal/controller/resource"
 	"shoal/subjects"
 )
@@ -138,10 +139,10 @@ func (a *App) keepSession(contexts contexts, name string, cfg api.LoginConfig, l
 		Server: cfg.Server, Creds: filepath.Join(dir, name+".creds"), CA: filepath.Join(dir, name+".pem"),
 		Account: l.account, User: l.user, Session: session.Session,
 	}
-	if err := replaceFile(to.Creds, session.Creds); err != nil {
+	if err := file.Write(to.Creds, 0o600, session.Creds); err != nil {
 		return fmt.Errorf("keep session: %w", err)
 	}
-	if err := replaceFile(to.CA, []byte(session.CA)); err != nil {
+	if err := file.Write(to.CA, 0o600, []byte(session.CA)); err != nil {
 		return fmt.Errorf("keep session: %w", err)
 	}
 	contexts.Contexts[name], contexts.Current = to, name
@@ -150,14 +151,6 @@ func (a *App) keepSession(contexts contexts, name string, cfg api.LoginConfig, l
 	}
 	a.tell("logged in as %s until %s; the context is %s\n", session.Name, session.Expires.Local().Format("15:04:05"), name)
 	return nil
-}
-
-// replaceFile puts a private file in place in one step.
-func replaceFile(path string, b []byte) error {
-	if err := os.WriteFile(path+".new", b, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(path+".new", path)
 }
 
 func (a *App) logoutCommand() *cobra.Command {
@@ -249,6 +242,6 @@ func (a *App) renew(ctx context.Context, client *api.Client, to installation) {
 		return
 	}
 	if creds, err := jwt.FormatUserConfig(reply.JWT, seed); err == nil {
-		_ = replaceFile(to.Creds, creds)
+		_ = file.Write(to.Creds, 0o600, creds)
 	}
 }
