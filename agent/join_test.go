@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -19,30 +18,12 @@ import (
 	"shoal/agent/sim/netbox"
 )
 
-// logs is a log that can be read while it is written.
-type logs struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logs) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logs) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 // TestJoin is a host's life: it waits, gets a token, joins, is away while its credentials expire, comes back, is removed, and lives on.
 func TestJoin(t *testing.T) {
 	netbox.Need(t, "ip", "ebtables", "dnsmasq", "qemu-img", "qemu-system-x86_64", "nsenter")
 	g := gate.New(t)
 	data := filepath.Join(t.TempDir(), "data")
-	var log logs
+	var log gate.Log
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {

@@ -171,15 +171,16 @@ func (r *running) until(what string, ok func() bool) {
 	}
 }
 
-func (r *running) backups() []backup.Info {
+// listed is what the list operation of a kind answers.
+func listed[T any](r *running, kind resource.Kind) []T {
 	r.t.Helper()
 	var page api.Page
-	if err := json.Unmarshal(r.call(resource.KindBackup, "list", nil), &page); err != nil {
+	if err := json.Unmarshal(r.call(kind, "list", nil), &page); err != nil {
 		r.t.Fatal(err)
 	}
-	var out []backup.Info
+	var out []T
 	for _, raw := range page.Items {
-		var i backup.Info
+		var i T
 		if err := json.Unmarshal(raw, &i); err != nil {
 			r.t.Fatal(err)
 		}
@@ -188,22 +189,9 @@ func (r *running) backups() []backup.Info {
 	return out
 }
 
-func (r *running) ahead() []api.AheadInfo {
-	r.t.Helper()
-	var page api.Page
-	if err := json.Unmarshal(r.call(resource.KindAhead, "list", nil), &page); err != nil {
-		r.t.Fatal(err)
-	}
-	var out []api.AheadInfo
-	for _, raw := range page.Items {
-		var i api.AheadInfo
-		if err := json.Unmarshal(raw, &i); err != nil {
-			r.t.Fatal(err)
-		}
-		out = append(out, i)
-	}
-	return out
-}
+func (r *running) backups() []backup.Info { return listed[backup.Info](r, resource.KindBackup) }
+
+func (r *running) ahead() []api.AheadInfo { return listed[api.AheadInfo](r, resource.KindAhead) }
 
 // passphrase makes a file with one.
 func passphrase(t *testing.T) string {

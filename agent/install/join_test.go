@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -25,26 +24,6 @@ import (
 	"shoal/agent/sim/gate"
 	"shoal/desired"
 )
-
-// logs is a log that goroutines may write.
-type logs struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logs) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logs) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
-func (l *logs) logger() zerolog.Logger { return zerolog.New(l) }
 
 func await(t *testing.T, what string, ok func() bool) {
 	t.Helper()
@@ -259,8 +238,8 @@ func TestJoin_Pending(t *testing.T) {
 		t.Errorf("the fingerprint of %s was shown as %s", public, shown.Fingerprint)
 	}
 	time.AfterFunc(50*time.Millisecond, func() { g.Approve(public) })
-	var log logs
-	i, lock, err := install.Await(t.Context(), install.AwaitConfig{Data: data, Log: log.logger()})
+	var log gate.Log
+	i, lock, err := install.Await(t.Context(), install.AwaitConfig{Data: data, Log: zerolog.New(&log)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -427,10 +406,10 @@ func TestAwait(t *testing.T) {
 	g.Refuse(&gate.Refusal{Number: 503, Code: "not-leader", Message: "this controller does not lead"})
 	data := filepath.Join(t.TempDir(), "data")
 	file := filepath.Join(t.TempDir(), "token")
-	var log logs
+	var log gate.Log
 	found := make(chan *install.Identity, 1)
 	go func() {
-		i, lock, err := install.Await(t.Context(), install.AwaitConfig{Data: data, Token: file, Version: "v1", Log: log.logger()})
+		i, lock, err := install.Await(t.Context(), install.AwaitConfig{Data: data, Token: file, Version: "v1", Log: zerolog.New(&log)})
 		if err != nil {
 			t.Error(err)
 		} else if lock != nil {
@@ -468,10 +447,10 @@ func TestAwait_JoinFromOutside(t *testing.T) {
 	t.Parallel()
 	g := gate.New(t)
 	data := t.TempDir()
-	var log logs
+	var log gate.Log
 	found := make(chan *install.Identity, 1)
 	go func() {
-		i, lock, err := install.Await(t.Context(), install.AwaitConfig{Data: data, Log: log.logger()})
+		i, lock, err := install.Await(t.Context(), install.AwaitConfig{Data: data, Log: zerolog.New(&log)})
 		if err != nil {
 			t.Error(err)
 		} else if lock != nil {
