@@ -58,6 +58,8 @@ type Config struct {
 	// JournalKeep is how much history the journal keeps at least, JournalMaxBytes how large it may become; 0 for no limit.
 	JournalKeep     time.Duration
 	JournalMaxBytes uint64
+	// ImageSources are the servers inside the site that images of all accounts may come from.
+	ImageSources image.Sources
 	// AuditReads records calls that only read, too.
 	AuditReads bool
 	Version    string
@@ -243,6 +245,7 @@ func (c *controller) imageService(addr net.Addr) (*image.Service, error) {
 	}
 	return image.New(image.Config{
 		Dir: filepath.Join(c.cfg.Data, "images"), Base: "https://" + net.JoinHostPort(host, port), Key: key, Store: c.store, Peers: c.peers(), Log: c.log,
+		Sources: c.cfg.ImageSources,
 	})
 }
 

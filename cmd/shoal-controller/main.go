@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"shoal/controller"
+	"shoal/controller/image"
 )
 
 // version is set by the linker at a release.
@@ -37,6 +38,7 @@ func main() {
 func command() *cobra.Command {
 	cfg := controller.Config{Version: version}
 	var level, format string
+	var sources []string
 	cmd := &cobra.Command{
 		Use:   "shoal-controller",
 		Short: "Decide what hosts must be, and tell them",
@@ -59,6 +61,9 @@ What clients must trust is in <data>/ca.pem.`,
 				return err
 			}
 			cfg.Log = log
+			if cfg.ImageSources, err = image.ParseSources(sources); err != nil {
+				return fmt.Errorf("--image-source: %w", err)
+			}
 			// To whoever starts it for the first time, and to no log.
 			cfg.FirstPassword = func(password string) {
 				_, _ = fmt.Fprintf(cmd.OutOrStdout(), "The admin account's one-time password, which is not shown again: %s\nLog in with it: shoalctl login --account admin\n", password)
@@ -84,6 +89,8 @@ What clients must trust is in <data>/ca.pem.`,
 	f.StringVar(&cfg.Creds, "creds", "", "credentials file for --nats-url (default made from the identity)")
 	f.IntVar(&cfg.Replicas, "replicas", 1, "replicas of the precious streams, with --nats-url")
 	f.StringVar(&cfg.HTTP, "http", "0.0.0.0:8480", "address at which hosts fetch images")
+	f.StringArrayVar(&sources, "image-source", nil,
+		"address, prefix or host name inside the site that accounts other than admin may add images from, too; may be repeated (default public addresses only)")
 	f.StringVar(&cfg.Advertise, "advertise", "", "host name or address that hosts are told for --http (default that of --http)")
 	f.StringVar(&cfg.TLSCert, "tls-cert", "", "file with the certificate to present and its chain up to the root, PEM (default made by the installation's own authority)")
 	f.StringVar(&cfg.TLSKey, "tls-key", "", "file with the key of --tls-cert, PEM")

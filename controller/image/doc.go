@@ -10,6 +10,9 @@
 // task why, and leaves no file behind. A controller that dies in the middle goes on where it was, if the server can prove that
 // the content is still the same, and starts over otherwise.
 //
+// Accounts other than admin have images downloaded from public addresses and from [Sources] only: the address is checked when it
+// is connected to.
+//
 // [Service.Handler] serves ready images to whoever has a URL that [Service.URLs] has signed, with ranges.
 //
 // # Where files are

@@ -343,6 +343,9 @@ func classify(ctx context.Context, err error) error {
 	if errors.As(err, &dns) && dns.IsNotFound {
 		return final("the server's name %q does not exist", dns.Name)
 	}
+	if p, ok := errors.AsType[permanent](err); ok {
+		return p
+	}
 	if u, ok := errors.AsType[*url.Error](err); ok {
 		return u.Err // the rest is the request, which the reader knows
 	}

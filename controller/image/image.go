@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -55,7 +54,10 @@ type Config struct {
 	// time (1 s), Stall how long a server may be silent (60 s).
 	Attempts       int
 	Backoff, Stall time.Duration
-	Client         *http.Client
+	// Client is how images of the admin account are downloaded, Tenants those of the others; nil for what connects to every
+	// server, and to what Sources allow.
+	Client, Tenants *http.Client
+	Sources         Sources
 	// Peers is how other controllers are asked; nil for Client.
 	Peers *http.Client
 	Now   func() time.Time
@@ -101,10 +103,10 @@ func New(cfg Config) (*Service, error) {
 		cfg.Now = time.Now
 	}
 	if cfg.Client == nil {
-		cfg.Client = &http.Client{Transport: &http.Transport{
-			Proxy: http.ProxyFromEnvironment, DialContext: (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
-			TLSHandshakeTimeout: 10 * time.Second, ResponseHeaderTimeout: 30 * time.Second, IdleConnTimeout: 30 * time.Second, DisableCompression: true,
-		}}
+		cfg.Client = free()
+	}
+	if cfg.Tenants == nil {
+		cfg.Tenants = cfg.Sources.guarded(http.ProxyFromEnvironment)
 	}
 	if cfg.Peers == nil {
 		cfg.Peers = cfg.Client
@@ -245,12 +247,20 @@ func (s *Service) Progress(id string) (int, bool) {
 	return d.progress.percent(), true
 }
 
+// client is how an image is downloaded from where it was added from.
+func (s *Service) client(img *resource.Image) *http.Client {
+	if img.Owner == resource.AdminAccount {
+		return s.cfg.Client
+	}
+	return s.cfg.Tenants
+}
+
 // addImage downloads a new image and commits what became of it.
 func (s *Service) addImage(ctx context.Context, img *resource.Image, p *progress) error {
 	log := s.cfg.Log.With().Str("kind", "image").Str("id", img.ID).Str("cause", img.Cause).Logger()
 	started := s.cfg.Now()
 	log.Info().Str("phase", "adding").Msg("image download starts")
-	ready, err := s.get(ctx, s.cfg.Client, img.ID, img.URL, p, func(n int64, digest string) error {
+	ready, err := s.get(ctx, s.client(img), img.ID, img.URL, p, func(n int64, digest string) error {
 		if want := strings.TrimPrefix(img.Checksum, "sha256:"); want != "" && !strings.EqualFold(want, digest) {
 			return resource.Invalid("checksum", "the content has the checksum sha256:%s, not %s", digest, img.Checksum).
 				WithRemedy("check the address and the checksum, and add the image again")
@@ -341,7 +351,7 @@ func (s *Service) copyImage(ctx context.Context, img *resource.Image, p *progres
 			}
 		}
 		if err != nil && ctx.Err() == nil && img.URL != "" {
-			_, err = s.get(ctx, s.cfg.Client, img.ID, img.URL, p, same)
+			_, err = s.get(ctx, s.client(img), img.ID, img.URL, p, same)
 		}
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // it ends because it is to end

@@ -122,13 +122,18 @@ func (b *bench) run(s *image.Service) (stop func()) {
 	return stop
 }
 
-// add commits an image that is to be added, with its task.
+// add commits an image of the admin account that is to be added, with its task.
 func (b *bench) add(url, checksum string) string {
+	b.t.Helper()
+	return b.addFor(resource.AdminAccount, url, checksum)
+}
+
+func (b *bench) addFor(account, url, checksum string) string {
 	b.t.Helper()
 	var id string
 	_, err := b.db.Commit(b.t.Context(), resource.Request{ID: uuid.NewString(), Caller: "test", Op: "image.create"}, func(tx resource.Tx) error {
 		id = tx.NewID()
-		img := &resource.Image{Meta: resource.Meta{ID: id, Name: "img"}, State: resource.Enabled, URL: url, Checksum: checksum, Stage: resource.ImageAdding}
+		img := &resource.Image{Meta: resource.Meta{ID: id, Name: "img", Owner: account}, State: resource.Enabled, URL: url, Checksum: checksum, Stage: resource.ImageAdding}
 		if err := tx.Put(img); err != nil {
 			return err
 		}
