@@ -20,6 +20,7 @@ import (
 	"shoal/agent/metal/plan"
 	"shoal/desired"
 	"shoal/desired/kickstart"
+	"shoal/desired/layout"
 )
 
 // carrierWait is how long a network interface may take to see its cable.
@@ -360,6 +361,11 @@ func (i *installer) configure(ctx context.Context) error {
 	units, err := i.shoal(t)
 	if err != nil {
 		return err
+	}
+	if slices.Contains(units, layout.ControllerUnit) {
+		if err := i.inside(ctx, host.Command{Name: "systemd-sysusers", Args: []string{layout.SysUsers}}); err != nil {
+			return fmt.Errorf("make the controller's user: %w", err)
+		}
 	}
 	if len(units) > 0 {
 		if err := i.inside(ctx, host.Command{Name: "systemctl", Args: append([]string{"enable", "--quiet"}, units...)}); err != nil {

@@ -13,6 +13,7 @@ import (
 	"shoal/agent/host"
 	"shoal/agent/install"
 	"shoal/desired"
+	"shoal/desired/layout"
 )
 
 // runs counts commands and runs none.
@@ -77,8 +78,8 @@ func TestNothingRunsBeforeAllIsUnderstood(t *testing.T) {
 
 func TestTokenFileIsTheAgents(t *testing.T) {
 	t.Parallel()
-	if want := install.TokenFile("/var/lib/shoal-agent"); TokenFile != want {
-		t.Errorf("the installer writes the token to %s, and the agent reads %s", TokenFile, want)
+	if want := install.TokenFile(layout.AgentData); layout.AgentToken != want {
+		t.Errorf("the installer writes the token to %s, and the agent reads %s", layout.AgentToken, want)
 	}
 }
 
@@ -108,7 +109,7 @@ func TestShoal(t *testing.T) {
 				t.Errorf("units: %s, want %s", got, want.units)
 			}
 			var programs []string
-			entries, err := os.ReadDir(filepath.Join(root, BinDir))
+			entries, err := os.ReadDir(filepath.Join(root, layout.BinDir))
 			if err != nil && !errors.Is(err, fs.ErrNotExist) {
 				t.Fatal(err)
 			}
@@ -124,10 +125,14 @@ func TestShoal(t *testing.T) {
 			if i.host.Token == "" {
 				return
 			}
-			b, err := os.ReadFile(filepath.Join(root, TokenFile))
-			info, statErr := os.Stat(filepath.Join(root, TokenFile))
+			b, err := os.ReadFile(filepath.Join(root, layout.AgentToken))
+			info, statErr := os.Stat(filepath.Join(root, layout.AgentToken))
 			if err != nil || statErr != nil || string(b) != token+"\n" || info.Mode().Perm() != 0o600 {
 				t.Errorf("token: %q, %v, %v", b, err, statErr)
+			}
+			clock := layout.HostClock([]string{"tls://10.0.0.1:4222"})
+			if b, err := os.ReadFile(filepath.Join(root, clock.Path)); err != nil || !strings.Contains(string(b), "server 10.0.0.1 iburst\n") {
+				t.Errorf("sources of the clock: %q, %v", b, err)
 			}
 		})
 	}

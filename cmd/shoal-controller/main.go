@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"shoal/controller"
+	"shoal/controller/file"
 	"shoal/controller/image"
 )
 
@@ -37,7 +39,7 @@ func main() {
 
 func command() *cobra.Command {
 	cfg := controller.Config{Version: version}
-	var level, format string
+	var level, format, passwordFile string
 	var sources []string
 	cmd := &cobra.Command{
 		Use:   "shoal-controller",
@@ -66,7 +68,19 @@ What clients must trust is in <data>/ca.pem.`,
 			}
 			// To whoever starts it for the first time, and to no log.
 			cfg.FirstPassword = func(password string) {
+				if passwordFile != "" {
+					err := file.Write(passwordFile, 0o600, []byte(password+"\n"))
+					if err == nil {
+						return
+					}
+					log.Error().Err(err).Msg("one-time password not written to --first-password-file; it is on the standard output")
+				}
 				_, _ = fmt.Fprintf(cmd.OutOrStdout(), "The admin account's one-time password, which is not shown again: %s\nLog in with it: shoalctl login --account admin\n", password)
+			}
+			cfg.Ready = func(string) {
+				if err := ready(); err != nil {
+					log.Warn().Err(err).Msg("systemd not told that the controller is ready")
+				}
 			}
 			tuneGC()
 			if cfg.Name == "" {
@@ -106,10 +120,25 @@ What clients must trust is in <data>/ca.pem.`,
 	f.Var((*days)(&cfg.JournalKeep), "journal-keep", "how much history the journal keeps, such as 400d or 720h; 0 for all of it")
 	f.Var((*size)(&cfg.JournalMaxBytes), "journal-max-size", "how large the journal may become before history goes, however young, such as 20GiB; 0 for no limit")
 	f.BoolVar(&cfg.AuditReads, "audit-reads", false, "record calls that only read in the journal, too")
+	f.StringVar(&passwordFile, "first-password-file", "", "file that the first start writes the admin account's one-time password to, instead of printing it")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&format, "log-format", "json", "json or console")
 	cmd.AddCommand(natsConfig(), creds(), ca(), restore(), verifyBackup(), rebuild())
 	return cmd
+}
+
+// ready tells systemd, where that started us, that the controller has started (sd_notify(3)).
+func ready() error {
+	socket := os.Getenv("NOTIFY_SOCKET")
+	if socket == "" {
+		return nil
+	}
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: socket, Net: "unixgram"})
+	if err != nil {
+		return err
+	}
+	_, err = conn.Write([]byte("READY=1"))
+	return errors.Join(err, conn.Close())
 }
 
 // gcPercent is how much the heap may grow before it is collected, in percent of what is live. With Go's 100 a controller

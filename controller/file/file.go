@@ -6,10 +6,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 )
 
 // Replace makes path the file that fill writes, in one step, and durable. It is written beside, under a name that begins with a dot, and is
-// gone again where anything fails; only the end of the process leaves it there. The directory must exist. Errors are those of fill and of os.
+// gone again where anything fails; only the end of the process leaves it there. The directory must exist. What root writes belongs to whom the
+// directory belongs to: root's commands must not take files away from a controller that runs as somebody else. Errors are those of fill and of os.
 func Replace(path string, perm fs.FileMode, fill func(f *os.File) error) error {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+"-")
@@ -17,6 +19,9 @@ func Replace(path string, perm fs.FileMode, fill func(f *os.File) error) error {
 		return err
 	}
 	err = f.Chmod(perm)
+	if err == nil && os.Geteuid() == 0 {
+		err = adopt(f, dir)
+	}
 	if err == nil {
 		err = fill(f)
 	}
@@ -30,6 +35,18 @@ func Replace(path string, perm fs.FileMode, fill func(f *os.File) error) error {
 		return errors.Join(err, os.Remove(f.Name()))
 	}
 	return SyncDir(dir)
+}
+
+// adopt gives a file to the owner of a directory.
+func adopt(f *os.File, dir string) error {
+	info, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	if owner, ok := info.Sys().(*syscall.Stat_t); ok && owner.Uid != 0 {
+		return f.Chown(int(owner.Uid), int(owner.Gid))
+	}
+	return nil
 }
 
 // Write makes path a file with this content, as Replace does.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"shoal/controller/file"
@@ -43,4 +44,26 @@ func TestReplace(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 	is("new", 0o644)
+}
+
+// TestReplace_KeepsTheOwner: what root writes in a directory of somebody else's is theirs.
+func TestReplace_KeepsTheOwner(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	dir := t.TempDir()
+	if err := os.Chown(dir, 12345, 12346); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "a")
+	if err := file.Write(path, 0o600, nil); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if owner := info.Sys().(*syscall.Stat_t); owner.Uid != 12345 || owner.Gid != 12346 {
+		t.Errorf("it belongs to %d:%d", owner.Uid, owner.Gid)
+	}
 }

@@ -109,7 +109,7 @@ func (p *planner) clock() {
 		}
 		conf.WriteString(s + " iburst\n")
 	}
-	p.text("/etc/chrony/chrony.conf", conf.String()+"driftfile /var/lib/chrony/chrony.drift\nntsdumpdir /var/lib/chrony\nlogdir /var/log/chrony\nmakestep 1 3\nrtcsync\nleapsectz right/UTC\n")
+	p.text("/etc/chrony/chrony.conf", conf.String()+"confdir /etc/chrony/conf.d\ndriftfile /var/lib/chrony/chrony.drift\nntsdumpdir /var/lib/chrony\nlogdir /var/log/chrony\nmakestep 1 3\nrtcsync\nleapsectz right/UTC\n")
 }
 
 // people makes groups, users, passwords and keys. Passwords go over standard input, which nobody can list.
