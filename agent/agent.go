@@ -108,6 +108,10 @@ func Run(ctx context.Context, cfg Config) error {
 	group.Go(func() error { return a.renewer.Run(running) })
 	group.Go(func() error { return marks.Run(running) })
 	group.Go(func() error { return sensor.Run(running, a.inventory) })
+	clock := &probe.Clock{Ask: a.link.Time, Log: log}
+	group.Go(func() error {
+		return clock.Run(running, func(c desired.Clock) { a.tell(func(f *desired.HostFacts) { f.Clock = &c }) })
+	})
 	err = group.Wait()
 	if flushErr := marks.Flush(); flushErr != nil {
 		log.Error().Err(flushErr).Msg("what is held by drift policy is not on disk")

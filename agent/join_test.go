@@ -57,6 +57,7 @@ func TestJoin(t *testing.T) {
 
 	await("a line that says how to join", func() bool { return strings.Contains(log.String(), "shoal-agent join TOKEN") })
 	g.SetTTL(3 * time.Second)
+	g.SetClock(time.Hour)
 	if err := os.MkdirAll(filepath.Join(data, "identity"), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -67,6 +68,7 @@ func TestJoin(t *testing.T) {
 	if _, err := os.Stat(install.TokenFile(data)); !os.IsNotExist(err) {
 		t.Errorf("the token's file: %v", err)
 	}
+	await("a clock that is wrong", func() bool { return strings.Contains(log.String(), `"clock":"1h0m0s behind"`) })
 	g.Stop()
 	await("a server that is away", func() bool { return !connected() })
 	await("expiry", func() bool { return state().Expires.Before(time.Now()) })

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// How a host comes in. Whoever has no credentials connects as a guest, and may make three requests (subjects.Guest). Each
+// How a host comes in. Whoever has no credentials connects as a guest, and may make a few requests (subjects.Guest). Each
 // names a one-time curve key, "X…", and its answer is sealed to that key (nkeys xkv1), since guests share an inbox
 // prefix; the answer's header SealedBy has the key that it was sealed by. An error is sealed likewise.
 

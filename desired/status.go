@@ -73,6 +73,7 @@ const (
 	CodeInUse              Code = "InUse"              // something still uses it
 	CodeHeld               Code = "Held"               // a guard or policy forbids the change
 	CodeUnknownOutcome     Code = "UnknownOutcome"     // the agent died in the middle of a verb that must not be repeated
+	CodeClock              Code = "Clock"              // the host's clock is wrong
 )
 
 // Remedy is what an operator does about a fault with this code, where the fault itself does not say.
@@ -110,6 +111,8 @@ func (c Code) Remedy() string {
 		return "confirm the change or change the policy"
 	case CodeUnknownOutcome:
 		return "look at the VM and repeat the verb if it is still wanted"
+	case CodeClock:
+		return "see chronyc sources on the host, which must reach a time server, such as the controller, by UDP port 123; then: chronyc makestep"
 	default:
 		return "read the message"
 	}
@@ -120,6 +123,7 @@ func Codes() []Code {
 	return []Code{
 		CodeInvalid, CodeTooNew, CodeWaiting, CodeInternal, CodeTimeout, CodeMissing, CodeConflict, CodeLibvirt, CodeNoSpace,
 		CodeStorageUnreachable, CodeReadOnly, CodeChecksum, CodeDownload, CodeInUse, CodeHeld, CodeUnknownOutcome,
+		CodeClock,
 	}
 }
 
@@ -169,6 +173,8 @@ type HostFacts struct {
 	Version string `json:"version"`
 	// Started is when the agent's process started.
 	Started time.Time `json:"started"`
+	// Clock is how its clock stands against the controllers', nil while unknown. It is told anew when it has changed noticeably.
+	Clock *Clock `json:"clock,omitempty"`
 	// Inventory is what the machine is.
 	Inventory Inventory `json:"inventory"`
 }

@@ -85,7 +85,7 @@ const GuestName = "guest"
 // guests share an inbox prefix.
 func GuestRole() Permissions {
 	return Permissions{
-		Publish:   []string{Guest(GuestLogin), Guest(GuestEnrol), Guest(GuestRenew)},
+		Publish:   []string{Guest(GuestLogin), Guest(GuestEnrol), Guest(GuestRenew), Guest(GuestTime)},
 		Subscribe: []string{Inbox(GuestName) + ".>"},
 	}
 }

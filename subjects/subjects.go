@@ -17,7 +17,7 @@
 //	shoal.agent.<host>.<verb>               requests of the controller to an agent
 //	shoal.hint.<host>.>                     "your bucket changed": headers only, never acted on as content
 //	shoal.event.<account>.<kind>.<id>       "this resource changed": a hint for waiting clients of the account that owns it
-//	shoal.guest.v1.<verb>                   requests of those who have no credentials yet: login, enrol, renew
+//	shoal.guest.v1.<verb>                   requests of those who have no credentials yet: login, enrol, renew, time
 //
 // Tokens that come from outside (host ids, resource ids, callers) must satisfy [ValidToken].
 package subjects
@@ -46,10 +46,11 @@ const (
 	// LeaderKey is the key of the leading controller in the lease bucket.
 	LeaderKey = "controller.leader"
 
-	// What somebody without credentials may ask for: a person's session, a host's admission, a host's expired credentials anew.
+	// What somebody without credentials may ask for: a person's session, a host's admission, a host's expired credentials anew, what time it is.
 	GuestLogin = "login"
 	GuestEnrol = "enrol"
 	GuestRenew = "renew"
+	GuestTime  = "time"
 
 	historyPrefix = "shoal.history."
 	desiredPrefix = "desired_"

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"shoal/agent/install"
+	"shoal/desired"
 	"shoal/subjects"
 )
 
@@ -26,6 +27,19 @@ func (l *Link) Ask(ctx context.Context, verb string, body []byte) ([]byte, error
 		return nil, fmt.Errorf("ask the controller for %s: %w", verb, err)
 	}
 	return m.Data, nil
+}
+
+// Time asks what the controllers' clock shows.
+func (l *Link) Time(ctx context.Context) (time.Time, error) {
+	b, err := l.Ask(ctx, desired.TimeVerb, nil)
+	if err != nil {
+		return time.Time{}, err
+	}
+	var answer desired.TimeReply
+	if err := json.Unmarshal(b, &answer); err != nil || answer.Now.IsZero() {
+		return time.Time{}, fmt.Errorf("ask the controller for the time: the answer %q can't be read", b)
+	}
+	return answer.Now, nil
 }
 
 // URLs asks where the content of an image can be fetched from. The addresses are signed and good for a short while.

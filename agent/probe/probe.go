@@ -1,4 +1,4 @@
-// Package probe finds out what the host is: its inventory, and whether KVM works on it.
+// Package probe finds out what the host is: its inventory, whether KVM works on it, and how its clock stands.
 //
 // Whether KVM works is found by booting a machine of a few instructions with it, since a /dev/kvm that is there may hang or
 // be slower than emulation. The verdict is kept until the host boots or QEMU changes.

@@ -60,13 +60,17 @@ const enrolRetry = 3 * time.Second
 // guests registers what those without credentials may ask for, and what agents ask about themselves.
 func (s *Service) guests(ctx context.Context, svc micro.Service, spawn func(func(micro.Request)) micro.Handler) error {
 	for verb, handle := range map[string]func(context.Context, requestInfo, []byte) (answer any, box string, err error){
-		subjects.GuestLogin: s.login, subjects.GuestEnrol: s.enrol, subjects.GuestRenew: s.guestRenew,
+		subjects.GuestLogin: s.login, subjects.GuestEnrol: s.enrol, subjects.GuestRenew: s.guestRenew, subjects.GuestTime: s.guestTime,
 	} {
 		h := spawn(func(req micro.Request) { s.answerGuest(ctx, verb, handle, req) })
 		if err := svc.AddEndpoint("guest-"+verb, h, micro.WithEndpointSubject(subjects.Guest(verb)), micro.WithEndpointPendingLimits(1024, 16<<20),
 			micro.WithEndpointMetadata(map[string]string{"class": string(Write), "summary": "for those without credentials"})); err != nil {
 			return err
 		}
+	}
+	if err := svc.AddEndpoint("agent-"+desired.TimeVerb, spawn(s.answerTime), micro.WithEndpointSubject(subjects.AgentAPIEndpoint(desired.TimeVerb)),
+		micro.WithEndpointMetadata(map[string]string{"class": string(Read), "summary": "for agents: what time it is"})); err != nil {
+		return err
 	}
 	return svc.AddEndpoint("agent-"+desired.RenewVerb, spawn(s.answerRenew), micro.WithEndpointSubject(subjects.AgentAPIEndpoint(desired.RenewVerb)),
 		micro.WithEndpointMetadata(map[string]string{"class": string(Read), "summary": "for agents: credentials anew"}))
@@ -298,6 +302,35 @@ func (s *Service) guestRenew(_ context.Context, info requestInfo, body []byte) (
 	}
 	c, err := s.credentials(h)
 	return c, box, err
+}
+
+// guestTime tells a machine that may have a wrong clock, and could not connect as a host with it.
+func (s *Service) guestTime(_ context.Context, info requestInfo, body []byte) (any, string, error) {
+	_, box, err := guestRequest(body, func(p desired.TimeRequest) string { return p.Box })
+	if err == nil {
+		err = s.enrols.admit(info.Host, "", s.cfg.Env.Now())
+	}
+	return desired.TimeReply{Now: s.cfg.Env.Now()}, box, err
+}
+
+// answerTime tells a connected agent.
+func (s *Service) answerTime(req micro.Request) {
+	if req.Reply() == "" {
+		return
+	}
+	host, verb, err := subjects.ParseAgentAPI(req.Subject())
+	if err == nil {
+		_, err = admit(req, s.cfg.AgentAccount)
+	}
+	var body []byte
+	if err == nil {
+		body, err = json.Marshal(desired.TimeReply{Now: s.cfg.Env.Now()})
+	}
+	if err != nil {
+		s.refuse(req, "agent."+verb, host, err)
+		return
+	}
+	s.send(req, &nats.Msg{Data: body})
 }
 
 // proves checks a guest's proof that a host's key is its own.

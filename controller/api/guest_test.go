@@ -99,6 +99,7 @@ func FuzzGuests(f *testing.F) {
 			"login": func() (any, string, error) { return b.s.login(t.Context(), requestInfo{}, body) },
 			"enrol": func() (any, string, error) { return b.s.enrol(t.Context(), requestInfo{}, body) },
 			"renew": func() (any, string, error) { return b.s.guestRenew(t.Context(), requestInfo{}, body) },
+			"time":  func() (any, string, error) { return b.s.guestTime(t.Context(), requestInfo{}, body) },
 		} {
 			_, to, err := handle()
 			var e *resource.Error

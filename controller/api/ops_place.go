@@ -87,7 +87,8 @@ func hosts(g *Registry) {
 		Column{Title: "VMS", Path: "status.running"}, Column{Title: "CPUS", Path: "status.used_cpus"}, Column{Title: "OF", Path: "status.cpus"},
 		Column{Title: "MEM USED", Path: "status.used_memory_mib", As: "mib"}, Column{Title: "MEM", Path: "status.memory_mib", As: "mib"},
 		Column{Title: "VIRT", Path: "status.virt", Wide: true}, Column{Title: "HELD", Path: "hold.why", Wide: true}, Column{Title: "GEN", Path: "status.gen", Wide: true}, Column{Title: "BEHIND", Path: "status.behind", Wide: true},
-		Column{Title: "VERSION", Path: "status.version", Wide: true}, age(), idColumn())
+		Column{Title: "VERSION", Path: "status.version", Wide: true}, Column{Title: "CLOCK MS", Path: "status.clock.offset_ms", Wide: true},
+		Column{Title: "FAULT", Path: "status.fault.message", Wide: true}, age(), idColumn())
 	type hostCreate struct {
 		meta
 		Cluster   string `json:"cluster" ref:"cluster" required:"true" help:"cluster that it belongs to"`

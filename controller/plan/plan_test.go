@@ -1239,7 +1239,7 @@ func TestUpdateRefusesWhatCantChange(t *testing.T) {
 	}
 }
 
-// TestStatusGolden shows the status of everything in a site with a host away, a fault and a VM that is being made.
+// TestStatusGolden shows the status of everything in a site with a host away, a wrong clock, a fault and a VM that is being made.
 func TestStatusGolden(t *testing.T) {
 	e := plantest.NewExample(1, 3)
 	for i, h := range []string{"h1", "h2", "h3"} {
@@ -1250,6 +1250,8 @@ func TestStatusGolden(t *testing.T) {
 	}
 	settle(t, e)
 	e.SetConnected(e.IDs["h2"], false)
+	e.SetClock(e.IDs["h1"], desired.Clock{OffsetMS: -900, ErrorMS: 2})
+	e.SetClock(e.IDs["h3"], desired.Clock{OffsetMS: 3200, ErrorMS: 4})
 	for vm := range resource.All[*resource.VM](e.View()) {
 		if vm.HostID == e.IDs["h3"] {
 			e.Report(vm.HostID, resource.DomainRef(vm.ID), desired.Status{

@@ -233,6 +233,10 @@ type HostStatus struct {
 	QEMU      string              `json:"qemu,omitempty"`
 	Addresses map[string][]string `json:"addresses,omitempty"`
 	Devices   []string            `json:"devices,omitempty"`
+	// Clock is how the host's clock stands against the controllers'.
+	Clock *desired.Clock `json:"clock,omitempty"`
+	// Fault is what is wrong with the host itself.
+	Fault *ItemFault `json:"fault,omitempty"`
 }
 
 func hostStatus(r Reader, h *Host) HostStatus {
@@ -244,7 +248,13 @@ func hostStatus(r Reader, h *Host) HostStatus {
 		State: HostDisconnected, Since: ob.Since, VMs: u.VMs, Running: u.Running, UsedCPUs: u.CPUs, UsedMemoryMiB: u.MemoryMiB,
 		CPUs: inv.CPUs, MemoryMiB: inv.MemoryMiB, Gen: ob.Facts.Gen, PublishedGen: o.PublishedGen(h.ID), Ahead: ob.Facts.Ahead,
 		Version: ob.Facts.Version, Started: ob.Facts.Started, Hostname: inv.Hostname, Arch: inv.Arch, Kernel: inv.Kernel, CPUModel: inv.CPUModel,
-		Virt: inv.Virt, VirtNote: inv.VirtNote, Libvirt: inv.Libvirt, QEMU: inv.QEMU, Addresses: inv.Addresses, Devices: inv.Devices,
+		Virt: inv.Virt, VirtNote: inv.VirtNote, Libvirt: inv.Libvirt, QEMU: inv.QEMU, Addresses: inv.Addresses, Devices: inv.Devices, Clock: ob.Facts.Clock,
+	}
+	if s.Clock != nil && s.Clock.Beyond(desired.ClockTolerance) {
+		s.Fault = &ItemFault{
+			Host: h.Name, Item: string(desired.KindHost) + "." + desired.HostStatusID, Code: desired.CodeClock,
+			Message: "the clock is " + s.Clock.String() + " of the controllers'", Remedy: desired.CodeClock.Remedy(),
+		}
 	}
 	s.Behind = s.Gen < s.PublishedGen
 	if ob.Reported {

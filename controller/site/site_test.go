@@ -239,6 +239,7 @@ func TestPermissions(t *testing.T) {
 		{"guest", subjects.Guest(subjects.GuestLogin), ``, true},
 		{"guest", subjects.Guest(subjects.GuestEnrol), ``, true},
 		{"guest", subjects.Guest(subjects.GuestRenew), ``, true},
+		{"guest", subjects.Guest(subjects.GuestTime), ``, true},
 		{"guest", subjects.Guest("other"), ``, false},
 		{"guest", subjects.API("guest", "vm", "list"), ``, false},
 		{"guest", subjects.API("max", "vm", "list"), ``, false},

@@ -115,6 +115,7 @@ type Gate struct {
 	removed  map[string]bool
 	refuse   *Refusal
 	drop     int
+	ahead    time.Duration
 	enrols   []desired.EnrolRequest
 	renewals []Renewal
 	nc       *nats.Conn
@@ -264,7 +265,7 @@ func (g *Gate) start(opts ...Option) {
 	must(t, err)
 	for subject, answer := range map[string]nats.MsgHandler{
 		subjects.Guest(subjects.GuestEnrol): g.enrol, subjects.Guest(subjects.GuestRenew): g.guestRenew,
-		subjects.AgentAPIEndpoint(desired.RenewVerb): g.renew,
+		subjects.AgentAPIEndpoint(desired.RenewVerb): g.renew, subjects.Guest(subjects.GuestTime): g.time, subjects.AgentAPIEndpoint(desired.TimeVerb): g.time,
 	} {
 		_, err := g.nc.Subscribe(subject, answer)
 		must(t, err)
@@ -464,6 +465,26 @@ func (g *Gate) renew(m *nats.Msg) {
 	}
 	g.renewals = append(g.renewals, Renewal{Host: req.Host})
 	g.answer(m, "", g.renewed(req))
+}
+
+// SetClock sets how far the controller's clock is ahead.
+func (g *Gate) SetClock(ahead time.Duration) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.ahead = ahead
+}
+
+func (g *Gate) time(m *nats.Msg) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var req desired.TimeRequest
+	if len(m.Data) > 0 {
+		if err := json.Unmarshal(m.Data, &req); err != nil {
+			g.t.Errorf("time: %v", err)
+			return
+		}
+	}
+	g.answer(m, req.Box, desired.TimeReply{Now: time.Now().Add(g.ahead)})
 }
 
 func (g *Gate) renewed(req desired.RenewRequest) any {

@@ -596,8 +596,8 @@ func TestAPI_ByThePlainClient(t *testing.T) {
 		if err != nil || json.Unmarshal(m.Data, &info) != nil {
 			t.Fatalf("%v: %v", err, m)
 		}
-		// Beside the operations: three for guests, two for agents.
-		if want := len(api.NewRegistry().Operations()) + 5; len(info.Endpoints) != want {
+		// Beside the operations: four for guests, three for agents.
+		if want := len(api.NewRegistry().Operations()) + 7; len(info.Endpoints) != want {
 			t.Errorf("%d endpoints, want %d", len(info.Endpoints), want)
 		}
 		for _, e := range info.Endpoints {

@@ -109,6 +109,15 @@ func (s *Site) SetGen(host string, gen uint64) {
 	})
 }
 
+// SetClock makes a host report how its clock stands.
+func (s *Site) SetClock(host string, c desired.Clock) {
+	s.observe(func(o *Observed) {
+		h := o.hosts[host]
+		h.Facts.Clock = &c
+		o.hosts[host] = h
+	})
+}
+
 // Report sets the status of an item; the revision is that of the published item unless given.
 func (s *Site) Report(host string, ref desired.Ref, st desired.Status, facts any) {
 	s.observe(func(o *Observed) { o.report(host, ref, st, facts, s.Now) })
