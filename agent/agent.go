@@ -28,6 +28,9 @@ import (
 	"shoal/desired"
 )
 
+// LibvirtSocket is where libvirtd listens by itself.
+const LibvirtSocket = "/run/libvirt/libvirt-sock"
+
 // Config is what an agent needs.
 type Config struct {
 	// Creds is the host's credentials file, for a host that has not joined; its user name is the host's id. It is replaced by newer
@@ -220,14 +223,11 @@ func (a *agent) connect(cfg Config, who *install.Identity) error {
 
 // addKinds gives the engine everything that it can drive.
 func (a *agent) addKinds(cfg Config, who *install.Identity, libvirt *domain.Socket, sensor *probe.Probe) error {
-	machine := host.Machine{}
 	patience := &host.Patience{}
-
-	pools, err := pool.New(pool.Config{Data: cfg.Data, Machine: pool.Host{Run: machine}, Patience: patience, Log: a.log})
-	if err != nil {
+	if err := addBuilt(a.engine, cfg, built{libvirt: libvirt, virt: sensor.Virt, acts: a.book, patience: patience, log: a.log}); err != nil {
 		return err
 	}
-	files := volume.Config{Data: cfg.Data, Host: who.Host(), Run: machine, Files: volume.Disk{}, Patience: patience, Log: a.log}
+	files := volume.Config{Data: cfg.Data, Host: who.Host(), Run: host.Machine{}, Files: volume.Disk{}, Patience: patience, Log: a.log}
 	volumes, err := volume.New(files)
 	if err != nil {
 		return err
@@ -236,26 +236,45 @@ func (a *agent) addKinds(cfg Config, who *install.Identity, libvirt *domain.Sock
 	if err != nil {
 		return err
 	}
-	filter, err := secgroup.New(machine, secgroup.Machine{Run: machine}, filepath.Join(cfg.Data, "secgroup"), a.log)
-	if err != nil {
-		return err
-	}
-	domains, err := domain.New(domain.Config{Libvirt: libvirt, Virt: sensor.Virt, Acts: a.book, Machine: domain.Host{}, Log: a.log})
-	if err != nil {
-		return err
-	}
-	servers, err := dhcp.New(machine, dhcp.Linux{Run: machine}, filepath.Join(cfg.Data, "dhcp"), a.log)
-	if err != nil {
-		return err
-	}
-	engine.Add(a.engine, engine.StageBase, desired.KindNetDev, netdev.New(netdev.Kernel{}, a.log))
-	engine.Add(a.engine, engine.StageBase, desired.KindPool, pools)
 	engine.Add(a.engine, engine.StageShared, desired.KindImage, images)
-	engine.Add(a.engine, engine.StageShared, desired.KindAddrSet, filter.Sets())
-	engine.Add(a.engine, engine.StageItem, desired.KindDHCP, servers)
-	engine.Add(a.engine, engine.StageItem, desired.KindSecGroup, filter.Chains())
 	engine.Add(a.engine, engine.StageItem, desired.KindVolume, volumes)
-	engine.Add(a.engine, engine.StageDomain, desired.KindDomain, domains)
+	return nil
+}
+
+// built is what the kinds share that build something on the host.
+type built struct {
+	libvirt  domain.Libvirt
+	virt     func(context.Context) (string, error)
+	acts     domain.Acts
+	patience *host.Patience
+	log      zerolog.Logger
+}
+
+// addBuilt gives an engine the kinds that hold no data: what they build can be taken off and built again.
+func addBuilt(e *engine.Engine, cfg Config, b built) error {
+	machine := host.Machine{}
+	pools, err := pool.New(pool.Config{Data: cfg.Data, Machine: pool.Host{Run: machine}, Patience: b.patience, Log: b.log})
+	if err != nil {
+		return err
+	}
+	filter, err := secgroup.New(machine, secgroup.Machine{Run: machine}, filepath.Join(cfg.Data, "secgroup"), b.log)
+	if err != nil {
+		return err
+	}
+	domains, err := domain.New(domain.Config{Libvirt: b.libvirt, Virt: b.virt, Acts: b.acts, Machine: domain.Host{}, Log: b.log})
+	if err != nil {
+		return err
+	}
+	servers, err := dhcp.New(machine, dhcp.Linux{Run: machine}, filepath.Join(cfg.Data, "dhcp"), b.log)
+	if err != nil {
+		return err
+	}
+	engine.Add(e, engine.StageBase, desired.KindNetDev, netdev.New(netdev.Kernel{}, b.log))
+	engine.Add(e, engine.StageBase, desired.KindPool, pools)
+	engine.Add(e, engine.StageShared, desired.KindAddrSet, filter.Sets())
+	engine.Add(e, engine.StageItem, desired.KindDHCP, servers)
+	engine.Add(e, engine.StageItem, desired.KindSecGroup, filter.Chains())
+	engine.Add(e, engine.StageDomain, desired.KindDomain, domains)
 	return nil
 }
 

@@ -4,8 +4,9 @@
 //	  ▲                                       │
 //	  └───────────── statuses, facts ◀────────┘
 //
-// Who the host is, and how it comes to be that, is agent/install's; how a bare machine gets a system with an agent is agent/metal's, which is a
-// program of its own, since an initramfs has no room for an agent.
+// Who the host is, and how it comes to be that, is agent/install's; how a Linux that is there gets an agent, and gets rid of it (Leaver), is
+// agent/linux's; how a bare machine gets a system with one is agent/metal's, which is a program of its own, since an initramfs has no room
+// for an agent.
 //
 // What a host was last told is in its ledger, so that an agent needs nobody to do its work: it acts on the ledger as soon as it
 // starts, before and without a connection. Ending an agent ends nothing else: guests, DHCP servers, rules and mounts

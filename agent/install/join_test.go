@@ -602,3 +602,24 @@ func TestHTTPClient(t *testing.T) {
 	_ = resp.Body.Close()
 	client.CloseIdleConnections()
 }
+
+// TestCompareClock: a machine that can't join yet learns how wrong its clock is, and only from the controller of its token.
+func TestCompareClock(t *testing.T) {
+	t.Parallel()
+	g := gate.New(t)
+	g.SetClock(10 * time.Minute)
+	tok, err := desired.ParseJoinToken(g.Token("t", gate.Token{Uses: 1}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := install.CompareClock(t.Context(), tok)
+	if err != nil || !c.Beyond(9*time.Minute) || c.OffsetMS > 0 {
+		t.Errorf("%s, %v; want some 10 minutes behind", c, err)
+	}
+	tok.Pin = strings.Repeat("0", 64)
+	if _, err := install.CompareClock(t.Context(), tok); err == nil {
+		t.Error("another server was believed")
+	} else if _, ok := errors.AsType[*install.PinError](err); !ok {
+		t.Errorf("another server: %v", err)
+	}
+}

@@ -42,18 +42,14 @@ another id, the agent does not start before the old host's ledger is moved away:
 				return err
 			}
 			out := cmd.OutOrStdout()
-			shown := false
+			var shown func(install.Pending)
+			if !noWait {
+				shown = pending(out)
+			}
 			j, err := install.Join(cmd.Context(), install.JoinConfig{
 				Data: cfg.Data, Token: token, Name: name, Cluster: cluster, Version: cfg.Version, Force: force, NoWait: noWait,
-				Log: zerolog.New(zerolog.ConsoleWriter{Out: cmd.ErrOrStderr(), TimeFormat: time.RFC3339}).With().Timestamp().Logger(),
-				Pending: func(p install.Pending) {
-					if shown || noWait {
-						return
-					}
-					shown = true
-					_, _ = fmt.Fprintf(out, "waiting for an administrator to let this host in\n  name         %s\n  fingerprint  %s\n"+
-						"compare it with shoalctl host pending, then: shoalctl host approve %s\n", p.Name, p.Fingerprint, p.Name)
-				},
+				Log:     zerolog.New(zerolog.ConsoleWriter{Out: cmd.ErrOrStderr(), TimeFormat: time.RFC3339}).With().Timestamp().Logger(),
+				Pending: shown,
 			})
 			if err != nil {
 				return joinError(err, cfg.Data, force)
@@ -70,6 +66,18 @@ another id, the agent does not start before the old host's ledger is moved away:
 	f.BoolVar(&force, "force", false, "join although this machine has joined")
 	cmd.MarkFlagsMutuallyExclusive("no-wait", "force")
 	return cmd
+}
+
+// pending says once that an administrator must approve.
+func pending(out io.Writer) func(install.Pending) {
+	said := false
+	return func(p install.Pending) {
+		if !said {
+			_, _ = fmt.Fprintf(out, "waiting for an administrator to let this host in\n  name         %s\n  fingerprint  %s\n"+
+				"compare it with shoalctl host pending, then: shoalctl host approve %s\n", p.Name, p.Fingerprint, p.Name)
+		}
+		said = true
+	}
 }
 
 // maxTokenInput is more than any token and the white space around it.

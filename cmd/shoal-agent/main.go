@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"shoal/agent"
+	"shoal/desired/layout"
 )
 
 // version is set by the linker at a release.
@@ -50,8 +51,8 @@ written into that file.
 
 It needs root, a running libvirtd, and dnsmasq, iptables, ipset, ebtables and qemu-img on the PATH.`,
 		Example: `  shoalctl host token create --cluster c1      # where shoalctl works; then, on the host:
-  shoal-agent join TOKEN
-  systemctl enable --now shoal-agent           # or run shoal-agent as it is`,
+  shoal-agent install TOKEN                    # with packages and unit; or, where those are there:
+  shoal-agent join TOKEN`,
 		Args:          cobra.NoArgs,
 		Version:       fullVersion(),
 		SilenceErrors: true,
@@ -69,10 +70,10 @@ It needs root, a running libvirtd, and dnsmasq, iptables, ipset, ebtables and qe
 		},
 	}
 	all := cmd.PersistentFlags()
-	all.StringVar(&cfg.Data, "data", "/var/lib/shoal-agent", "directory of the agent's own")
+	all.StringVar(&cfg.Data, "data", layout.AgentData, "directory of the agent's own")
 	f := cmd.Flags()
 	f.StringVar(&cfg.TokenFile, "token-file", "", "file with a join token, which may come later; removed once this host has joined")
-	f.StringVar(&cfg.Libvirt, "libvirt", "/run/libvirt/libvirt-sock", "socket of libvirtd")
+	f.StringVar(&cfg.Libvirt, "libvirt", agent.LibvirtSocket, "socket of libvirtd")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&format, "log-format", "json", "json or console")
 	for _, flags := range []*pflag.FlagSet{f, status(&cfg, cmd).Flags()} {
@@ -80,7 +81,7 @@ It needs root, a running libvirtd, and dnsmasq, iptables, ipset, ebtables and qe
 		flags.StringVar(&cfg.Creds, "creds", "", "credentials file of this host from shoalctl host add --creds-out, for a host that did not join")
 		flags.StringVar(&cfg.CA, "ca", "", "with --creds: file with the certificates that the controllers' must be signed by")
 	}
-	cmd.AddCommand(join(&cfg))
+	cmd.AddCommand(join(&cfg), installCommand(&cfg), uninstallCommand(&cfg))
 	return cmd
 }
 
