@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 
+	"shoal/controller/file"
 	"shoal/desired"
 	"shoal/desired/kickstart"
 )
@@ -143,7 +144,7 @@ func (m *Medium) ID() string { return m.host.ID }
 
 // WriteISO writes the medium as an image for CDs and sticks.
 func (m *Medium) WriteISO(ctx context.Context, name string) error {
-	return replace(name, 0o600, func(f *os.File) error {
+	return file.Replace(name, 0o600, func(f *os.File) error {
 		if err := copyAll(ctx, f, io.NewSectionReader(m.img.r, 0, m.img.size)); err != nil {
 			return fmt.Errorf("copy the image: %w", err)
 		}
@@ -186,7 +187,7 @@ func (m *Medium) WritePXE(ctx context.Context, dir string) error {
 		if err != nil {
 			return err
 		}
-		if err := replace(filepath.Join(dir, f[1]), 0o644, func(out *os.File) error { return copyAll(ctx, out, r) }); err != nil {
+		if err := file.Replace(filepath.Join(dir, f[1]), 0o644, func(out *os.File) error { return copyAll(ctx, out, r) }); err != nil {
 			return err
 		}
 	}
@@ -209,7 +210,7 @@ func (m *Medium) WritePXE(ctx context.Context, dir string) error {
 		}
 		files = append(files, entry{name: "payload/shoal/" + name, mode: 0o644, size: r.Size(), data: r})
 	}
-	if err := replace(filepath.Join(dir, "payload.cpio"), 0o644, func(out *os.File) error { return writeCPIO(out, files) }); err != nil {
+	if err := file.Replace(filepath.Join(dir, "payload.cpio"), 0o644, func(out *os.File) error { return writeCPIO(out, files) }); err != nil {
 		return fmt.Errorf("write payload.cpio: %w", err)
 	}
 	args := strings.TrimSpace("console=tty0 console=ttyS0,115200 quiet " + m.args)
@@ -219,39 +220,9 @@ func (m *Medium) WritePXE(ctx context.Context, dir string) error {
 			"menuentry \"Start from the next device\" {\n  exit\n}\n",
 	}
 	for name, content := range scripts {
-		if err := replace(filepath.Join(dir, filepath.FromSlash(name)), 0o644, func(out *os.File) error {
-			_, err := out.WriteString(content)
-			return err
-		}); err != nil {
+		if err := file.Write(filepath.Join(dir, filepath.FromSlash(name)), 0o644, []byte(content)); err != nil {
 			return err
 		}
-	}
-	return nil
-}
-
-// replace writes a file that is complete or not there.
-func replace(name string, perm os.FileMode, write func(f *os.File) error) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+".*")
-	if err != nil {
-		return fmt.Errorf("create %s: %w", name, err)
-	}
-	defer func() {
-		if err != nil {
-			_ = f.Close()
-			_ = os.Remove(f.Name())
-		}
-	}()
-	if err := f.Chmod(perm); err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
-	}
-	if err := write(f); err != nil {
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
-	}
-	if err := os.Rename(f.Name(), name); err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
 	}
 	return nil
 }
