@@ -12,17 +12,23 @@ import (
 )
 
 // View is what a principal sees of a reader.
-func View(r resource.Reader, p Principal) resource.Reader {
-	v := &view{full: r, p: p, everything: p.Everything()}
+func View(r resource.Reader, p Principal) resource.Reader { return Past(r, r, p) }
+
+// Past is what a principal sees of a moment of the past: what its account owned then, and what is shared with it now. What was
+// shared and recalled since is hidden again, and what somebody else owned before it was handed over stays theirs.
+func Past(then, now resource.Reader, p Principal) resource.Reader {
+	v := &view{full: then, now: now, p: p, everything: p.Everything()}
 	if p.User != "" && !v.everything {
-		v.rules = statements(r, p.User)
+		v.rules = statements(now, p.User)
 	}
 	return v
 }
 
 // view is a reader without what its principal may not see.
 type view struct {
-	full       resource.Reader
+	full resource.Reader
+	// now has the shares that count.
+	now        resource.Reader
 	p          Principal
 	everything bool
 	rules      []resource.Statement // of a user
@@ -60,10 +66,10 @@ func (v *view) given(res resource.Resource) bool {
 	case *resource.SecRule:
 		kind, id = resource.KindSecGroup, x.GroupID
 	case *resource.Share:
-		return x.AccountID == v.p.Account || x.AccountID == "" && v.p.Account != ""
+		return (x.AccountID == v.p.Account || x.AccountID == "" && v.p.Account != "") && v.now.Get(kind, id) != nil
 	}
 	return resource.Shareable(kind) &&
-		(v.full.Holder(resource.ShareKey(kind, v.p.Account, id)) != nil || v.full.Holder(resource.ShareKey(kind, resource.EveryAccount, id)) != nil)
+		(v.now.Holder(resource.ShareKey(kind, v.p.Account, id)) != nil || v.now.Holder(resource.ShareKey(kind, resource.EveryAccount, id)) != nil)
 }
 
 // show is a resource as the principal sees it, or nil.
@@ -219,7 +225,7 @@ func (v *view) eachGiven(kind resource.Kind, fn func(id string)) {
 	}
 	for _, to := range []string{v.p.Account, resource.EveryAccount} {
 		prefix := resource.SharePrefix(kind, to)
-		for key := range v.full.HoldersFrom(prefix, "") {
+		for key := range v.now.HoldersFrom(prefix, "") {
 			fn(strings.TrimPrefix(key, prefix))
 		}
 	}

@@ -42,7 +42,7 @@ func sees(env *Env) history.Sees {
 	return func(c history.Call) bool { return c.Account == env.caller.Account }
 }
 
-// show gives versions of resources as the caller of an operation may see them now: what belonged to somebody else then is not shown.
+// show gives versions of resources as the caller of an operation may see them now, see access.Past.
 func show(env *Env) history.Show {
 	if env.caller.Everything() {
 		return nil
@@ -52,7 +52,7 @@ func show(env *Env) history.Show {
 		if err != nil {
 			return nil
 		}
-		seen := access.View(once{env.whole, r}, env.caller).Get(kind, id)
+		seen := access.Past(once{env.whole, r}, env.whole, env.caller).Get(kind, id)
 		if seen == nil {
 			return nil
 		}

@@ -354,7 +354,7 @@ func (s *Service) read(ctx context.Context, op *Operation, full resource.Reader,
 			return nil, err
 		}
 	}
-	seen := access.View(env.whole, who)
+	seen := access.Past(env.whole, full, who)
 	if err := op.authorise(env.whole, seen, who, params); err != nil {
 		return nil, err
 	}
