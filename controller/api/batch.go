@@ -347,6 +347,7 @@ func (s *Service) planCreate(ctx context.Context, in served, p *planParams) (*Re
 				return err
 			}
 			made = c
+			answered(tx, Outcome{Resources: []resource.Resource{c}}, nil)
 			return nil
 		})
 		if err != nil && !errors.Is(err, store.ErrRepeated) {
@@ -443,7 +444,9 @@ func (s *Service) planApply(ctx context.Context, in served, p *getParams) (*Repl
 		if err := tx.Put(done); err != nil {
 			return err
 		}
-		tasks, err = tasksAbout(tx, out.tasks)
+		if tasks, err = tasksAbout(tx, out.tasks); err == nil {
+			answered(tx, out.Outcome, tasks)
+		}
 		return err
 	}
 	reply := &Reply{Request: req.ID, DryRun: dry}

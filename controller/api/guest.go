@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -13,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go/micro"
 	"github.com/nats-io/nkeys"
 
+	"shoal/controller/history"
 	"shoal/controller/plan"
 	"shoal/controller/resource"
 	"shoal/controller/store"
@@ -59,10 +61,11 @@ const enrolRetry = 3 * time.Second
 
 // guests registers what those without credentials may ask for, and what agents ask about themselves.
 func (s *Service) guests(ctx context.Context, svc micro.Service, spawn func(func(micro.Request)) micro.Handler) error {
-	for verb, handle := range map[string]func(context.Context, requestInfo, []byte) (answer any, box string, err error){
-		subjects.GuestLogin: s.login, subjects.GuestEnrol: s.enrol, subjects.GuestRenew: s.guestRenew, subjects.GuestTime: s.guestTime,
+	for verb, g := range map[string]guestOp{
+		subjects.GuestLogin: {"session.login", s.login}, subjects.GuestEnrol: {"host.enrol", s.enrol}, subjects.GuestRenew: {"host.renew", s.guestRenew},
+		subjects.GuestTime: {"host.time", s.guestTime},
 	} {
-		h := spawn(func(req micro.Request) { s.answerGuest(ctx, verb, handle, req) })
+		h := spawn(func(req micro.Request) { s.answerGuest(ctx, verb, g, req) })
 		if err := svc.AddEndpoint("guest-"+verb, h, micro.WithEndpointSubject(subjects.Guest(verb)), micro.WithEndpointPendingLimits(1024, 16<<20),
 			micro.WithEndpointMetadata(map[string]string{"class": string(Write), "summary": "for those without credentials"})); err != nil {
 			return err
@@ -76,31 +79,56 @@ func (s *Service) guests(ctx context.Context, svc micro.Service, spawn func(func
 		micro.WithEndpointMetadata(map[string]string{"class": string(Read), "summary": "for agents: credentials anew"}))
 }
 
+// guestOp is what guests may ask for: how the journal calls it, and who answers.
+type guestOp struct {
+	name   string
+	handle guestHandler
+}
+
+// guestHandler answers a guest. It fills in what the request says of who asks, without secrets: a refused one is recorded as far as that
+// went. Box is the curve key that the answer is sealed to.
+type guestHandler func(ctx context.Context, info requestInfo, req *resource.Request, body []byte) (answer any, box string, err error)
+
+// guestError is a refusal whose reason is recorded, and not told.
+type guestError struct {
+	told error
+	why  string
+}
+
+func (e *guestError) Error() string { return e.told.Error() }
+
+func (e *guestError) Unwrap() error { return e.told }
+
 // answerGuest handles one request of a guest. What it answers, also a refusal, is sealed to the guest's curve key.
-func (s *Service) answerGuest(ctx context.Context, verb string, handle func(context.Context, requestInfo, []byte) (any, string, error), req micro.Request) {
+func (s *Service) answerGuest(ctx context.Context, verb string, g guestOp, req micro.Request) {
 	if req.Reply() == "" {
 		return
 	}
 	defer s.recovered(req, "guest."+verb, subjects.GuestName)
 	ctx, cancel := context.WithTimeout(ctx, guestWait)
 	defer cancel()
+	about := resource.Request{ID: uuid.NewString(), Caller: subjects.GuestName, Op: g.name, Started: s.now()}
 	info, err := admit(req, s.cfg.GuestAccount)
+	about.From = info.Host
 	if err == nil && len(req.Data()) > maxGuestRequest {
 		err = resource.Invalid("request", "is longer than %d bytes", maxGuestRequest)
 	}
 	if err != nil {
+		s.noteGuest(ctx, about, err)
 		s.refuse(req, "guest."+verb, subjects.GuestName, err)
 		return
 	}
-	answer, box, err := handle(ctx, info, req.Data())
+	answer, box, err := g.handle(ctx, info, &about, req.Data())
 	if box == "" {
 		// Nothing can be sealed, so that nothing of value may be said.
 		e := resource.Invalid("box", "is not a curve key")
+		s.noteGuest(ctx, about, e)
 		s.refuse(req, "guest."+verb, subjects.GuestName, e)
 		return
 	}
 	m := &nats.Msg{Header: nats.Header{}}
 	if err != nil {
+		s.noteGuest(ctx, about, err)
 		e := s.refusal("guest."+verb, info.Host, err)
 		m.Header.Set(micro.ErrorCodeHeader, strconv.Itoa(e.Code.Number()))
 		m.Header.Set(micro.ErrorHeader, "refused")
@@ -119,6 +147,30 @@ func (s *Service) answerGuest(ctx context.Context, verb string, handle func(cont
 	s.send(req, m)
 }
 
+// noteGuest records a guest's request that was refused.
+func (s *Service) noteGuest(ctx context.Context, req resource.Request, err error) {
+	if !errors.Is(err, store.ErrNotLeading) { // asked again, the leader records it
+		s.note(ctx, history.Note{Request: req, Guest: true, Durable: true}, err)
+	}
+}
+
+// claimed are the parameters of a guest's request as they are recorded: nothing of it is believed, or secret.
+func claimed(params map[string]string) json.RawMessage {
+	for name, value := range params {
+		if len(value) > resource.MaxName {
+			value = strings.ToValidUTF8(value[:resource.MaxName], "") + "..."
+		}
+		if params[name] = value; value == "" {
+			delete(params, name)
+		}
+	}
+	b, err := desired.Canonical(params)
+	if err != nil {
+		return nil
+	}
+	return b
+}
+
 // guestRequest reads a request strictly, and the curve key in it.
 func guestRequest[T any](body []byte, box func(T) string) (T, string, error) {
 	var p T
@@ -133,27 +185,33 @@ func guestRequest[T any](body []byte, box func(T) string) (T, string, error) {
 }
 
 // wrongLogin is one answer for every login that fails, so that it tells nothing of which accounts and users there are.
-func wrongLogin() error {
-	return &resource.Error{Code: resource.CodeLogin, Message: "account, user or password is wrong", Remedy: "check the names, and whether the keyboard types what you think"}
+func wrongLogin(why string) error {
+	return &guestError{&resource.Error{
+		Code: resource.CodeLogin, Message: "account, user or password is wrong", Remedy: "check the names, and whether the keyboard types what you think",
+	}, why}
 }
 
-func (s *Service) login(ctx context.Context, info requestInfo, body []byte) (any, string, error) {
+func (s *Service) login(ctx context.Context, info requestInfo, about *resource.Request, body []byte) (any, string, error) {
 	p, box, err := guestRequest(body, func(p LoginRequest) string { return p.Box })
 	if err != nil {
 		return nil, box, err
 	}
+	about.Params = claimed(map[string]string{"account": p.Account, "user": p.User})
 	if !nkeys.IsValidPublicUserKey(p.PublicKey) {
 		return nil, box, resource.Invalid("public_key", "is not a user nkey (56 characters, starting with U)")
 	}
 	if len(p.Account) > resource.MaxName || len(p.User) > resource.MaxName || len(p.Password) > maxPassword {
-		return nil, box, wrongLogin()
+		return nil, box, wrongLogin("the names or the password are longer than any can be")
 	}
 	who := resource.AccountKey(p.Account) + "/" + p.User
+	r := s.cfg.Store.View()
+	account, _ := r.Holder(resource.AccountKey(p.Account)).(*resource.Account)
+	if account != nil {
+		about.Account = account.ID // which is to know who tries
+	}
 	if err := s.logins.admit(info.Host, who, s.cfg.Env.Now()); err != nil {
 		return nil, box, err
 	}
-	r := s.cfg.Store.View()
-	account, _ := r.Holder(resource.AccountKey(p.Account)).(*resource.Account)
 	spec := plan.SessionSpec{PublicKey: p.PublicKey, From: info.Host, For: s.cfg.Env.SessionTime}
 	sealed, oneTime := "", false
 	kind, id := resource.KindAccount, ""
@@ -177,7 +235,16 @@ func (s *Service) login(ctx context.Context, info requestInfo, body []byte) (any
 	if !ok || id == "" {
 		s.logins.failed(who, s.cfg.Env.Now())
 		s.cfg.Log.Warn().Str("from", info.Host).Msg("login refused")
-		return nil, box, wrongLogin()
+		switch {
+		case account == nil:
+			return nil, box, wrongLogin("there is no such account")
+		case id == "":
+			return nil, box, wrongLogin("the account has no such user")
+		case sealed == "":
+			return nil, box, wrongLogin("there is no password to log in with")
+		default:
+			return nil, box, wrongLogin("the password is wrong")
+		}
 	}
 	newHash := ""
 	switch {
@@ -196,17 +263,20 @@ func (s *Service) login(ctx context.Context, info requestInfo, body []byte) (any
 	}
 	s.logins.succeeded(who)
 	var session *resource.Session
-	req := resource.Request{ID: uuid.NewString(), Caller: id, Account: spec.AccountID, From: info.Host, Op: "session.login"}
+	req := *about
+	req.Caller, req.Account = id, spec.AccountID
 	_, err = s.cfg.Store.Commit(ctx, req, func(tx resource.Tx) (err error) {
 		if sealedPassword(tx, kind, id) != sealed {
-			return wrongLogin() // it was changed just now
+			return wrongLogin("the password was changed just now")
 		}
 		if newHash != "" {
 			if _, err := plan.SetPassword(tx, kind, id, newHash, false, ""); err != nil {
 				return err
 			}
 		}
-		session, err = plan.OpenSession(tx, spec)
+		if session, err = plan.OpenSession(tx, spec); err == nil {
+			answered(tx, Outcome{Resources: []resource.Resource{session}}, nil)
+		}
 		return err
 	})
 	if err != nil {
@@ -220,11 +290,12 @@ func (s *Service) login(ctx context.Context, info requestInfo, body []byte) (any
 	return LoginReply{Session: session.ID, Name: session.Name, Account: session.AccountID, Expires: session.Expires, JWT: jwt, CA: ca}, box, nil
 }
 
-func (s *Service) enrol(ctx context.Context, info requestInfo, body []byte) (any, string, error) {
+func (s *Service) enrol(ctx context.Context, info requestInfo, about *resource.Request, body []byte) (any, string, error) {
 	p, box, err := guestRequest(body, func(p desired.EnrolRequest) string { return p.Box })
 	if err != nil {
 		return nil, box, err
 	}
+	about.Params = claimed(map[string]string{"token": p.Token, "public_key": p.PublicKey, "name": p.Name})
 	if !nkeys.IsValidPublicUserKey(p.PublicKey) {
 		return nil, box, resource.Invalid("public_key", "is not a user nkey (56 characters, starting with U)")
 	}
@@ -241,19 +312,25 @@ func (s *Service) enrol(ctx context.Context, info requestInfo, body []byte) (any
 		return desired.EnrolReply{State: desired.EnrolPending, RetrySeconds: int(enrolRetry / time.Second)}, box, nil
 	}
 	var host *resource.Host
-	req := resource.Request{ID: uuid.NewString(), Caller: subjects.GuestName, Account: resource.AdminAccount, From: info.Host, Op: "host.enrol"}
-	if recorded, err := json.Marshal(map[string]string{"token": p.Token, "public_key": p.PublicKey, "name": p.Name}); err == nil {
-		req.Params = recorded
-	}
+	req := *about
+	req.Account = resource.AdminAccount
 	_, err = s.cfg.Store.Commit(ctx, req, func(tx resource.Tx) (err error) {
-		host, _, err = plan.Enrol(tx, p, info.Host)
-		return err
+		var waits *resource.Enrolment
+		if host, waits, err = plan.Enrol(tx, p, info.Host); err != nil {
+			return err
+		}
+		out := Outcome{Resources: []resource.Resource{host}}
+		if host == nil {
+			out.Resources[0] = waits
+		}
+		answered(tx, out, nil)
+		return nil
 	})
 	switch {
 	case err != nil:
 		s.enrols.failed(p.Token, s.cfg.Env.Now())
 		s.cfg.Log.Warn().Str("from", info.Host).Err(err).Msg("enrolment refused")
-		return nil, box, err
+		return nil, box, s.refusedToken(p, err)
 	case host == nil:
 		s.cfg.Log.Info().Str("from", info.Host).Str("fingerprint", desired.Fingerprint(p.PublicKey)).Msg("a machine waits for approval")
 		return desired.EnrolReply{State: desired.EnrolPending, RetrySeconds: int(enrolRetry / time.Second)}, box, nil
@@ -261,6 +338,24 @@ func (s *Service) enrol(ctx context.Context, info requestInfo, body []byte) (any
 	s.cfg.Log.Info().Str("host", host.ID).Str("from", info.Host).Msg("host enrolled")
 	answer, err := s.approved(host)
 	return answer, box, err
+}
+
+// refusedToken adds to a refused enrolment what the journal is to say of the token.
+func (s *Service) refusedToken(p desired.EnrolRequest, err error) error {
+	if e, ok := errors.AsType[*resource.Error](err); !ok || e.Field != "token" {
+		return err
+	}
+	t, ok := resource.Find[*resource.HostToken](s.cfg.Store.View(), p.Token)
+	switch {
+	case !ok:
+		return &guestError{err, "there is no such token"}
+	case t.SecretHash != plan.SecretHash(p.Secret):
+		return &guestError{err, "the token's secret is wrong"}
+	case !t.Expires.After(s.cfg.Env.Now()):
+		return &guestError{err, "the token has run out"}
+	default:
+		return &guestError{err, "the token was used up"}
+	}
 }
 
 func (s *Service) approved(h *resource.Host) (desired.EnrolReply, error) {
@@ -285,11 +380,12 @@ func removedHost() error {
 	}
 }
 
-func (s *Service) guestRenew(_ context.Context, info requestInfo, body []byte) (any, string, error) {
+func (s *Service) guestRenew(_ context.Context, info requestInfo, about *resource.Request, body []byte) (any, string, error) {
 	p, box, err := guestRequest(body, func(p desired.RenewRequest) string { return p.Box })
 	if err != nil {
 		return nil, box, err
 	}
+	about.Params = claimed(map[string]string{"host": p.Host, "public_key": p.PublicKey})
 	if err := s.enrols.admit(info.Host, p.Host, s.cfg.Env.Now()); err != nil {
 		return nil, box, err
 	}
@@ -305,7 +401,7 @@ func (s *Service) guestRenew(_ context.Context, info requestInfo, body []byte) (
 }
 
 // guestTime tells a machine that may have a wrong clock, and could not connect as a host with it.
-func (s *Service) guestTime(_ context.Context, info requestInfo, body []byte) (any, string, error) {
+func (s *Service) guestTime(_ context.Context, info requestInfo, _ *resource.Request, body []byte) (any, string, error) {
 	_, box, err := guestRequest(body, func(p desired.TimeRequest) string { return p.Box })
 	if err == nil {
 		err = s.enrols.admit(info.Host, "", s.cfg.Env.Now())
@@ -319,15 +415,16 @@ func (s *Service) answerTime(req micro.Request) {
 		return
 	}
 	host, verb, err := subjects.ParseAgentAPI(req.Subject())
+	var info requestInfo
 	if err == nil {
-		_, err = admit(req, s.cfg.AgentAccount)
+		info, err = admit(req, s.cfg.AgentAccount)
 	}
 	var body []byte
 	if err == nil {
 		body, err = json.Marshal(desired.TimeReply{Now: s.cfg.Env.Now()})
 	}
 	if err != nil {
-		s.refuse(req, "agent."+verb, host, err)
+		s.refuseAgent(req, host, verb, info, err)
 		return
 	}
 	s.send(req, &nats.Msg{Data: body})
@@ -372,7 +469,7 @@ func (s *Service) answerRenew(req micro.Request) {
 		}
 	}
 	if err != nil {
-		s.refuse(req, "agent."+verb, host, err)
+		s.refuseAgent(req, host, verb, info, err)
 		return
 	}
 	body, err := json.Marshal(c)

@@ -31,13 +31,15 @@ func TestLogin(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	var about resource.Request
 	login := func(from string, r LoginRequest) (LoginReply, error) {
+		about = resource.Request{}
 		r.Box, r.PublicKey = public, key
 		body, err := json.Marshal(r)
 		if err != nil {
 			t.Fatal(err)
 		}
-		answer, to, err := b.s.login(t.Context(), requestInfo{Host: from}, body)
+		answer, to, err := b.s.login(t.Context(), requestInfo{Host: from}, &about, body)
 		if to != public {
 			t.Fatalf("the answer goes to %q", to)
 		}
@@ -48,16 +50,24 @@ func TestLogin(t *testing.T) {
 	}
 	b.do(adminCaller, "account.create", map[string]any{"name": "silent"})
 	var refusals []string
-	for i, r := range []LoginRequest{
-		{Account: "hush-acme", Password: "wrong"},
-		{Account: "nobody", Password: "wrong"},
-		{Account: "silent", Password: ""},
-		{Account: "silent", Password: "wrong"},
-		{Account: "hush-acme", User: "nobody", Password: "password of hush-acme"},
-		{Account: "hush-acme", User: "hush-user", Password: "wrong"},
-		{Account: strings.Repeat("x", 500), Password: "x"},
+	for i, c := range []struct {
+		LoginRequest
+		why, params string
+	}{
+		{LoginRequest{Account: "hush-acme", Password: "wrong"}, "the password is wrong", `{"account":"hush-acme"}`},
+		{LoginRequest{Account: "nobody", Password: "wrong"}, "there is no such account", `{"account":"nobody"}`},
+		{LoginRequest{Account: "silent", Password: ""}, "there is no password to log in with", `{"account":"silent"}`},
+		{LoginRequest{Account: "silent", Password: "wrong"}, "there is no password to log in with", `{"account":"silent"}`},
+		{LoginRequest{Account: "hush-acme", User: "nobody", Password: "password of hush-acme"}, "the account has no such user", `{"account":"hush-acme","user":"nobody"}`},
+		{LoginRequest{Account: "hush-acme", User: "hush-user", Password: "wrong"}, "the password is wrong", `{"account":"hush-acme","user":"hush-user"}`},
+		{LoginRequest{Account: strings.Repeat("x", 500), Password: "x"}, "the names or the password are longer than any can be", `{"account":"` + strings.Repeat("x", 128) + `..."}`},
 	} {
+		r := c.LoginRequest
 		_, err := login(string(rune('a'+i)), r)
+		// What is recorded says more than what is told, and no secret.
+		if why, ok := errors.AsType[*guestError](err); !ok || why.why != c.why || string(about.Params) != c.params {
+			t.Errorf("%+v is recorded as %+v, %s", r, why, about.Params)
+		}
 		if !resource.HasCode(err, resource.CodeLogin) {
 			t.Errorf("%+v: %v", r, err)
 			continue
@@ -96,10 +106,14 @@ func FuzzGuests(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte) {
 		seq := b.s.cfg.Store.View().Seq()
 		for name, handle := range map[string]func() (any, string, error){
-			"login": func() (any, string, error) { return b.s.login(t.Context(), requestInfo{}, body) },
-			"enrol": func() (any, string, error) { return b.s.enrol(t.Context(), requestInfo{}, body) },
-			"renew": func() (any, string, error) { return b.s.guestRenew(t.Context(), requestInfo{}, body) },
-			"time":  func() (any, string, error) { return b.s.guestTime(t.Context(), requestInfo{}, body) },
+			"login": func() (any, string, error) { return b.s.login(t.Context(), requestInfo{}, &resource.Request{}, body) },
+			"enrol": func() (any, string, error) { return b.s.enrol(t.Context(), requestInfo{}, &resource.Request{}, body) },
+			"renew": func() (any, string, error) {
+				return b.s.guestRenew(t.Context(), requestInfo{}, &resource.Request{}, body)
+			},
+			"time": func() (any, string, error) {
+				return b.s.guestTime(t.Context(), requestInfo{}, &resource.Request{}, body)
+			},
 		} {
 			_, to, err := handle()
 			var e *resource.Error

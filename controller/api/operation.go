@@ -262,10 +262,10 @@ type Reply struct {
 	DryRun    bool            `json:"dry_run,omitempty"`
 	Documents []plan.HostDiff `json:"documents,omitempty"`
 	// JWT is the credential that was signed, without its key, which only the caller has; Expires is until when it is good.
-	JWT     string    `json:"jwt,omitempty"`
+	JWT     string    `json:"jwt,omitempty" secret:"true"`
 	Expires time.Time `json:"expires,omitzero"`
 	// Token is a join token, which is shown this once.
-	Token string `json:"token,omitempty"`
+	Token string `json:"token,omitempty" secret:"true"`
 
 	main resource.Resource
 }

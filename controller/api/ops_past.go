@@ -15,6 +15,7 @@ import (
 	"shoal/controller/plan"
 	"shoal/controller/resource"
 	"shoal/desired"
+	"shoal/subjects"
 )
 
 // Limits of lists of the past.
@@ -204,6 +205,9 @@ func rowOf(c history.Call) auditRow {
 	if more := len(on) - len(names); more > 0 {
 		row.Summary += fmt.Sprintf(" (+%d)", more)
 	}
+	if row.Summary == "" && c.Caller == subjects.GuestName {
+		row.Summary = claimText(c.Params)
+	}
 	if c.Error != "" {
 		row.Result = "refused: " + c.Error
 	}
@@ -211,6 +215,21 @@ func rowOf(c history.Call) auditRow {
 		row.Result = fmt.Sprintf("%d more: %s", c.More, row.Result)
 	}
 	return row
+}
+
+// claimText is in one line whom a guest claimed to be.
+func claimText(params json.RawMessage) string {
+	var p struct{ Account, User, Name, Host string }
+	if json.Unmarshal(params, &p) != nil {
+		return ""
+	}
+	var parts []string
+	for _, x := range [][2]string{{"account", p.Account}, {"user", p.User}, {"host", cmp.Or(p.Host, p.Name)}} {
+		if x[1] != "" {
+			parts = append(parts, x[0]+" "+x[1])
+		}
+	}
+	return strings.Join(parts, ", ")
 }
 
 func rank(t history.Touched, kind string) int {
@@ -529,13 +548,15 @@ func past(g *Registry) {
 	}
 	finds(g, Operation{
 		Kind: KindAudit, Verb: "list", Scope: ScopeAccount, Aliases: []string{"ls", "query"}, Result: ResultList, Columns: auditColumns, Summary: "List who called what",
-		Help: "Straight from the journal: every call that changed something, every one that was refused, and where the controller runs with --audit-reads also those that " +
-			"read. Calls that were refused too fast to be recorded one by one are counted (\"20 more\"). MS is the time from the call's arrival until it was on the disk, or refused.",
+		Help: "Straight from the journal: every call that changed something, every one that was refused, logins and machines that wanted to join (caller guest) too, and where the " +
+			"controller runs with --audit-reads also those that read. Calls that were refused too fast to be recorded one by one are counted (\"20 more\"). MS is the time from the " +
+			"call's arrival until it was on the disk, or refused.",
 		Example: "shoalctl audit list --caller ann --op 'vm.*' --since -2h\nshoalctl audit list --on vm/web1 -o json\nshoalctl audit list --outcome refused --count",
 	}, auditPage)
 	finds(g, Operation{
 		Kind: KindAudit, Verb: "get", Scope: ScopeAccount, Aliases: []string{"show"}, Result: ResultOne, Columns: auditColumns, Summary: "Show a call, with what it changed",
-		Help:    "The parameters with secrets masked, and every resource that it changed with the fields, old and new: that is also what the caller was answered.",
+		Help: "The parameters and the reply with secrets masked, and every resource that it changed with the fields, old and new. Of a long reply the beginning, the length and the " +
+			"SHA-256 are kept.",
 		Example: "shoalctl audit show REQUEST -o yaml",
 	}, func(ctx context.Context, env *Env, r resource.Reader, p *getParams) (any, error) {
 		c, err := env.History.Call(ctx, p.ID, sees(env), show(env))

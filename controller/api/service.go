@@ -17,6 +17,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"shoal/controller/access"
+	"shoal/controller/history"
 	"shoal/controller/plan"
 	"shoal/controller/resource"
 	"shoal/controller/store"
@@ -44,9 +45,9 @@ type Config struct {
 	SealTo func(box string, plain []byte) (sealed []byte, by string, err error)
 	// ImageURLs are the addresses at which a host may fetch an image, and until when.
 	ImageURLs func(id string) (urls []string, expires time.Time, err error)
-	// Record records a call that changed nothing: one that was refused, with why, and where AuditReads is set one that read. It must not
-	// block. Nil for no record.
-	Record     func(req resource.Request, refusal string)
+	// Record records a call that changed nothing: one that was refused, with why, and where AuditReads is set one that read. Nil for no
+	// record.
+	Record     func(context.Context, history.Note)
 	AuditReads bool
 	Log        zerolog.Logger
 }
@@ -190,7 +191,8 @@ func (s *Service) answer(ctx context.Context, op *Operation, req micro.Request) 
 	var info requestInfo
 	if err == nil {
 		if info, err = admit(req, s.cfg.UserAccount); err != nil {
-			s.record(op, resource.Request{ID: uuid.NewString(), Caller: unverified, From: info.Host, Op: op.Name(), Started: started.UTC().Round(0)}, false, err)
+			req := resource.Request{ID: uuid.NewString(), Caller: unverified, From: info.Host, Op: op.Name(), Started: started.UTC().Round(0)}
+			s.note(ctx, history.Note{Request: req, Guest: true, Durable: op.Class != Read}, err)
 		}
 	}
 	if err == nil {
@@ -272,22 +274,33 @@ func (s *Service) Call(ctx context.Context, op *Operation, caller Caller, reques
 			answer, err = nil, access.Hide(view, who, e)
 		}
 	}
-	s.record(op, req, dry, err)
+	switch {
+	case err != nil:
+		s.note(ctx, history.Note{Request: req, Durable: op.Class != Read && !dry}, err)
+	case s.cfg.AuditReads && (op.read != nil || dry):
+		s.note(ctx, history.Note{Request: req, Reply: kept(answer)}, nil)
+	}
 	return answer, err
 }
 
 // unverified is who called where no server vouches for a name.
 const unverified = "unverified"
 
-// record keeps a call that changed nothing. The others are in the journal by what they changed.
-func (s *Service) record(op *Operation, req resource.Request, dry bool, err error) {
-	switch {
-	case s.cfg.Record == nil:
-	case err != nil:
-		s.cfg.Record(req, err.Error())
-	case s.cfg.AuditReads && (op.read != nil || dry):
-		s.cfg.Record(req, "")
+// note records a call that changed nothing. The others are in the journal by what they changed.
+func (s *Service) note(ctx context.Context, n history.Note, err error) {
+	if s.cfg.Record == nil {
+		return
 	}
+	if err != nil {
+		n.Refusal = err.Error()
+		if why, ok := errors.AsType[*guestError](err); ok {
+			n.Refusal = why.why
+		}
+		if e, ok := errors.AsType[*resource.Error](err); ok {
+			n.Reply = kept(e)
+		}
+	}
+	s.cfg.Record(ctx, n)
 }
 
 // call does a request, and fills in what is found out about it on the way: it is recorded as far as that went.
@@ -418,9 +431,12 @@ func (s *Service) write(ctx context.Context, op *Operation, caller Caller, req r
 			return err
 		}
 		if op.Task {
-			tasks, err = makeTasks(tx, out)
+			if tasks, err = makeTasks(tx, out); err != nil {
+				return err
+			}
 		}
-		return err
+		answered(tx, out, tasks)
+		return nil
 	}
 	reply := &Reply{Request: req.ID, DryRun: dry}
 	var full resource.Reader
@@ -599,6 +615,21 @@ func repeated(r resource.Reader, op *Operation, requestID string) (Outcome, []st
 	return out, nil
 }
 
+// refuseAgent refuses a request of an agent, for which the server vouches where it has said from where it comes.
+func (s *Service) refuseAgent(req micro.Request, host, verb string, info requestInfo, err error) {
+	n := history.Note{Request: resource.Request{ID: uuid.NewString(), Caller: host, From: info.Host, Op: "agent." + verb, Started: s.now()}}
+	if info.User == "" {
+		n.Caller, n.Guest = unverified, true
+	}
+	if !errors.Is(err, store.ErrNotLeading) {
+		s.note(context.Background(), n, err)
+	}
+	s.refuse(req, n.Op, host, err)
+}
+
+// now is the time as the journal has it.
+func (s *Service) now() time.Time { return s.cfg.Env.Now().UTC().Round(0) }
+
 // ImageURLRequest is what an agent asks; ImageURLReply is the answer.
 type (
 	ImageURLRequest struct {
@@ -615,8 +646,9 @@ func (s *Service) answerImageURL(req micro.Request) {
 		return
 	}
 	host, verb, err := subjects.ParseAgentAPI(req.Subject())
+	var info requestInfo
 	if err == nil {
-		_, err = admit(req, s.cfg.AgentAccount)
+		info, err = admit(req, s.cfg.AgentAccount)
 	}
 	var p ImageURLRequest
 	if err == nil {
@@ -634,7 +666,7 @@ func (s *Service) answerImageURL(req micro.Request) {
 		answer.URLs, answer.Expires, err = s.cfg.ImageURLs(p.Image)
 	}
 	if err != nil {
-		s.refuse(req, "agent."+verb, host, err)
+		s.refuseAgent(req, host, verb, info, err)
 		return
 	}
 	body, err := json.Marshal(answer)

@@ -1,11 +1,14 @@
 package history
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"math/rand/v2"
 	"runtime/debug"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -222,4 +225,44 @@ func BenchmarkReplay(b *testing.B) {
 		}
 	}
 	b.ReportMetric(float64(*entries)*float64(b.N)/b.Elapsed().Seconds(), "tx/s")
+}
+
+// BenchmarkRefused is 256 callers who are refused a change each, all of which are on the disk before they are told.
+func BenchmarkRefused(b *testing.B) {
+	w := newBench(b, Config{})
+	term, stop := context.WithCancel(b.Context())
+	r := NewRecorder(w.store.Note, zerolog.Nop())
+	ran := make(chan error, 1)
+	go func() { ran <- r.Run(term) }()
+	w.until("the recorder runs", r.running)
+	const callers = 256
+	var mu sync.Mutex
+	took := make([]time.Duration, 0, b.N)
+	var left atomic.Int64
+	left.Store(int64(b.N))
+	var wg sync.WaitGroup
+	b.ResetTimer()
+	for range callers {
+		wg.Go(func() {
+			for i := left.Add(-1); i >= 0; i = left.Add(-1) {
+				began := time.Now()
+				r.Record(b.Context(), Note{
+					Request: resource.Request{ID: uuid.NewString(), Caller: fmt.Sprint("user", i/100), Op: "vm.create", Params: []byte(`{"name":"a","image":"tiny"}`)},
+					Refusal: "no host can take the VM", Durable: true,
+				})
+				d := time.Since(began)
+				mu.Lock()
+				took = append(took, d)
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	b.StopTimer()
+	stop()
+	<-ran
+	slices.Sort(took)
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "refusals/s")
+	b.ReportMetric(ms(took[len(took)/2]), "p50-ms")
+	b.ReportMetric(ms(took[len(took)*99/100]), "p99-ms")
 }

@@ -38,6 +38,8 @@ type Call struct {
 	// More is how many calls like this one came too fast to be recorded one by one.
 	More   uint64          `json:"more,omitempty"`
 	Params json.RawMessage `json:"params,omitempty"`
+	// Reply is what the caller was told, without secrets; only where one call is asked for.
+	Reply json.RawMessage `json:"reply,omitempty"`
 }
 
 // Touched is a resource that a call changed.
@@ -268,9 +270,11 @@ func (h *History) call(ctx context.Context, request string, outcome Outcome, see
 		return Call{}, journal.Entry{}, nil, err
 	}
 	e := m.Group.Entries[c.Sub]
+	c.Reply = e.Reply
 	if e.IsNote() {
 		return c, e, newState(), nil
 	}
+	c.Reply = whole(e, show)
 	before, err := h.beforeEntry(ctx, m, c.Sub)
 	if err != nil {
 		return Call{}, journal.Entry{}, nil, err
@@ -286,6 +290,50 @@ func (h *History) call(ctx context.Context, request string, outcome Outcome, see
 		c.On[i].Fields = Diff(old, now, bookkeeping)
 	}
 	return c, e, before, nil
+}
+
+// whole is the reply to a call with the resources that it was about, which the journal has among the changes.
+func whole(e journal.Entry, show Show) json.RawMessage {
+	var reply map[string]json.RawMessage
+	if json.Unmarshal(e.Reply, &reply) != nil {
+		return e.Reply
+	}
+	var ref struct {
+		Kind resource.Kind `json:"kind"`
+		ID   string        `json:"id"`
+	}
+	value := func(raw json.RawMessage) json.RawMessage {
+		if json.Unmarshal(raw, &ref) != nil {
+			return raw
+		}
+		for _, ch := range e.Changes {
+			if ch.Kind == ref.Kind && ch.ID == ref.ID {
+				if v := show.shown(ch.Kind, ch.ID, ch.Value); v != nil {
+					return v
+				}
+			}
+		}
+		return raw
+	}
+	if one := reply["resource"]; one != nil {
+		reply["resource"] = value(one)
+	}
+	var list []json.RawMessage
+	if json.Unmarshal(reply["resources"], &list) == nil && len(list) > 0 {
+		for i := range list {
+			list[i] = value(list[i])
+		}
+		b, err := desired.Canonical(list)
+		if err != nil {
+			return e.Reply
+		}
+		reply["resources"] = b
+	}
+	b, err := desired.Canonical(reply)
+	if err != nil {
+		return e.Reply
+	}
+	return b
 }
 
 // beforeEntry is the state before one entry of a message.

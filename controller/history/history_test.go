@@ -476,16 +476,20 @@ func TestRecorder(t *testing.T) {
 		return nil
 	}, zerolog.Nop())
 	r.clock = func() time.Time { return now }
+	record := func(req resource.Request, refusal string) {
+		r.Record(t.Context(), Note{Request: req, Refusal: refusal})
+	}
 	const n = 5000
 	for i := range n {
-		r.Record(resource.Request{ID: rid(i), Caller: "mallory", Op: "vm.create", Params: []byte(`{"x":1}`)}, strings.Repeat("no\x01", 1000))
-		r.Record(resource.Request{ID: "q" + rid(i), Caller: "mallory", Op: "vm.list"}, "")
+		record(resource.Request{ID: rid(i), Caller: "mallory", Op: "vm.create", Params: []byte(`{"x":1}`)}, strings.Repeat("no\x01", 1000))
+		record(resource.Request{ID: "q" + rid(i), Caller: "mallory", Op: "vm.list"}, "")
 	}
-	r.Record(resource.Request{ID: "ann", Caller: "ann", Op: "vm.create", Params: []byte(`{"broken`)}, "no")
-	r.Record(resource.Request{ID: "big", Caller: "ann", Op: "vm.create", Params: []byte(`"` + strings.Repeat("x", 60_000) + `"`)}, "no")
-	r.flush(t.Context(), false)
+	record(resource.Request{ID: "ann", Caller: "ann", Op: "vm.create", Params: []byte(`{"broken`)}, "no")
+	record(resource.Request{ID: "big", Caller: "ann", Op: "vm.create", Params: []byte(`"` + strings.Repeat("x", 60_000) + `"`)}, "no")
+	r.flush(t.Context())
 	fail = false
-	r.flush(t.Context(), false)
+	r.flush(t.Context())
+	burst := shareOf(false).burst
 	one, more := 0, uint64(0)
 	for _, e := range got {
 		if e.Request.Caller == "mallory" {
@@ -499,15 +503,109 @@ func TestRecorder(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if one != noteBurst || more != 0 || len(got) != noteBurst+2 {
+	if one != 2*burst || more != 0 || len(got) != 2*burst+2 { // refused calls and reads have a burst each
 		t.Errorf("%d calls are recorded, %d of one caller", len(got), one)
 	}
-	now = now.Add(noteWindow + time.Second)
-	r.flush(t.Context(), false)
+	now = now.Add(shareOf(false).window + time.Second)
+	r.count(false)
+	r.flush(t.Context())
 	for _, e := range got {
 		more += e.More
 	}
 	if one+int(more) != 2*n {
 		t.Errorf("%d calls are recorded and %d counted, of %d", one, more, 2*n)
 	}
+}
+
+// TestRecorder_Guests: whoever asks without credentials, from however many addresses and for however long, takes a bounded part of the
+// journal; the first of each address are there with what they claimed, and the sums are right.
+func TestRecorder_Guests(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	var got []journal.Entry
+	r := NewRecorder(func(_ context.Context, list []journal.Entry) error { got = append(got, list...); return nil }, zerolog.Nop())
+	r.clock = func() time.Time { return now }
+	limit := shareOf(true)
+	asked := 0
+	ask := func(from string) {
+		asked++
+		r.Record(t.Context(), Note{Request: resource.Request{ID: rid(asked), Caller: "guest", From: from, Op: "session.login", Params: []byte(`{"account":"acme"}`)}, Refusal: "no", Guest: true})
+	}
+	counted := func() (recorded, more int) {
+		for _, e := range got {
+			if e.More > 0 {
+				more += int(e.More)
+			} else {
+				recorded++
+			}
+		}
+		return recorded, more
+	}
+	// One address.
+	for range 1000 {
+		ask("10.0.0.1")
+	}
+	r.flush(t.Context())
+	if one, _ := counted(); one != limit.burst || got[0].Request.From != "10.0.0.1" || string(got[0].Request.Params) != `{"account":"acme"}` {
+		t.Errorf("%d of one address are recorded, the first as %+v", one, got[0].Request)
+	}
+	// For an hour, from everywhere.
+	for range 3600 {
+		now = now.Add(time.Second)
+		for range 100 {
+			ask(fmt.Sprintf("10.1.%d.%d", asked/250%250, asked%250))
+		}
+		r.count(false)
+		r.flush(t.Context())
+	}
+	r.count(true)
+	r.flush(t.Context())
+	one, more := counted()
+	if one+more != asked {
+		t.Errorf("%d are recorded and %d counted, of %d", one, more, asked)
+	}
+	if most := 3600 * (limit.total + limit.sources + 2) / 60; len(got) > most+limit.total+limit.sources {
+		t.Errorf("%d entries in an hour, at most %d are wanted", len(got), most)
+	}
+}
+
+func (r *Recorder) running() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.runs
+}
+
+// TestRecorder_Durable: whoever records a refused change goes on when it is on the disk, or when nobody can write it.
+func TestRecorder_Durable(t *testing.T) {
+	written := make(chan []journal.Entry)
+	r := NewRecorder(func(ctx context.Context, list []journal.Entry) error {
+		select {
+		case written <- list:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}, zerolog.Nop())
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { defer close(ended); _ = r.Run(ctx) }()
+	for !r.running() {
+		time.Sleep(time.Millisecond)
+	}
+	told := make(chan struct{})
+	go func() {
+		defer close(told)
+		r.Record(t.Context(), Note{Request: resource.Request{ID: "r1", Caller: "ann", Op: "vm.create"}, Refusal: "no", Durable: true})
+	}()
+	select {
+	case <-told:
+		t.Fatal("the caller is told before it is written")
+	case list := <-written:
+		if len(list) != 1 || list[0].Request.ID != "r1" {
+			t.Fatalf("written: %+v", list)
+		}
+	}
+	<-told
+	stop()
+	<-ended
+	r.Record(t.Context(), Note{Request: resource.Request{ID: "r2", Caller: "ann", Op: "vm.create"}, Refusal: "no", Durable: true})
 }

@@ -29,6 +29,8 @@ type Entry struct {
 	Changes []Change  `json:"changes,omitempty"`
 	// Error says why a call was refused; such an entry has no changes, as has that of a call that only read.
 	Error string `json:"error,omitempty"`
+	// Reply is what the caller was told, without secrets. Of resources that are among the changes it has the kind and the id only.
+	Reply json.RawMessage `json:"reply,omitempty"`
 	// More is how many calls like this one, of the same caller, came too fast to be recorded one by one.
 	More uint64 `json:"more,omitempty"`
 }
@@ -62,10 +64,10 @@ type Mark struct {
 // Encoded is the JSON of an entry, made once when its transaction has run.
 type Encoded []byte
 
-// Encode makes an entry's JSON. Values are taken as they are: they must be valid JSON, as those that encoding/json
+// Encode makes an entry's JSON. Values and the reply are taken as they are: they must be valid JSON, as those that encoding/json
 // made are. (encoding/json itself would scan each of them again.)
 func (e Entry) Encode() (Encoded, error) {
-	n := 256 + len(e.Request.Params)
+	n := 256 + len(e.Request.Params) + len(e.Reply)
 	for _, c := range e.Changes {
 		n += 96 + len(c.Value)
 	}
@@ -105,6 +107,10 @@ func (e Entry) Encode() (Encoded, error) {
 		}
 		b.WriteString(`,"error":`)
 		b.Write(text)
+	}
+	if len(e.Reply) > 0 {
+		b.WriteString(`,"reply":`)
+		b.Write(e.Reply)
 	}
 	if e.More > 0 {
 		fmt.Fprintf(b, `,"more":%d`, e.More)

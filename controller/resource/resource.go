@@ -373,6 +373,9 @@ type Tx interface {
 	Uint64() uint64
 	// Request is who wants this, and why.
 	Request() Request
+	// Answer says what the caller will be told, as JSON without secrets: the journal keeps it beside the changes. With an answer also
+	// a call that changes nothing is kept.
+	Answer(reply json.RawMessage)
 }
 
 // Request is who wants a transaction.

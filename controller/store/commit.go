@@ -422,7 +422,9 @@ func (v *committer) run(c *call) {
 	if encoded == nil {
 		return
 	}
-	g.keys[c.key] = struct{}{}
+	if len(entry.Changes) > 0 { // what changed nothing may come again
+		g.keys[c.key] = struct{}{}
+	}
 	g.entries = append(g.entries, entry)
 	g.encoded = append(g.encoded, encoded)
 	g.size += len(encoded) + 1

@@ -20,7 +20,7 @@ type notes struct {
 // beside them.
 const MaxNotes = journal.MaxGroup / 4
 
-// Note records calls that changed nothing: those that were refused, and those that only read. The notes go into the
+// Note records calls that were refused, and those that only read. The notes go into the
 // group that is gathered anyway, in one turn of the queue, so that they cost transactions next to nothing. It returns once
 // they are durable. What is longer than MaxNotes is refused whole.
 func (s *Store) Note(ctx context.Context, entries []journal.Entry) error {

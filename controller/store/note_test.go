@@ -11,13 +11,55 @@ import (
 	"shoal/controller/resource"
 )
 
+// TestAnswer: the journal keeps what a transaction tells its caller, also where it changes nothing; such a one may come again.
+func TestAnswer(t *testing.T) {
+	ctx, b := testContext(t), newBus(t)
+	s := b.store(ctx, b.connect())
+	lead(ctx, t, s)
+	type kept struct {
+		ID, Reply string
+		Changes   int
+	}
+	var want []kept
+	for i, c := range []struct {
+		kept
+		fn func(resource.Tx) error
+	}{
+		{kept{"r1", `{"n":1}`, 1}, putZone("z")},
+		{kept{"r2", `{"n":2}`, 0}, func(resource.Tx) error { return nil }},
+		{kept{"r2", `{"n":3}`, 0}, func(resource.Tx) error { return nil }},
+	} {
+		seq, err := s.Commit(ctx, resource.Request{ID: c.ID, Caller: "ann", Op: "zone.create"}, func(tx resource.Tx) error {
+			tx.Answer([]byte(c.Reply))
+			return c.fn(tx)
+		})
+		if err != nil || seq != uint64(i)+1 {
+			t.Fatalf("%s is at %d, %v", c.ID, seq, err)
+		}
+		want = append(want, c.kept)
+	}
+	var got []kept
+	for seq := range want {
+		m, err := s.journal.Get(ctx, uint64(seq)+1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range m.Group.Entries {
+			got = append(got, kept{e.Request.ID, string(e.Reply), len(e.Changes)})
+		}
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("the journal has (-want +got):\n%s", diff)
+	}
+}
+
 // A call that was refused is recorded beside others, told to those who follow, and may come again with the same id, also after
 // a restart.
 func TestNotes(t *testing.T) {
 	ctx, b := testContext(t), newBus(t)
 	js := b.connect()
 	s := b.store(ctx, js)
-	refused := journal.Entry{Request: resource.Request{ID: "r1", Caller: "ann", Op: "vm.create", From: "10.0.0.9"}, At: s.now(), Error: "no room", More: 3}
+	refused := journal.Entry{Request: resource.Request{ID: "r1", Caller: "ann", Op: "vm.create", From: "10.0.0.9"}, At: s.now(), Error: "no room", Reply: []byte(`{"code":"capacity"}`), More: 3}
 	if err := s.Note(ctx, []journal.Entry{refused}); !isCode(err, resource.CodeNotLeader) {
 		t.Fatalf("a note where nobody leads: %v", err)
 	}

@@ -24,6 +24,7 @@ import (
 type tx struct {
 	view
 	request resource.Request
+	answer  json.RawMessage
 	now     time.Time
 	random  *rand.ChaCha8
 	// changes are by resource, in the order of the first touch.
@@ -89,6 +90,9 @@ func (t *tx) Now() time.Time { return t.now }
 
 // Request implements resource.Tx.
 func (t *tx) Request() resource.Request { return t.request }
+
+// Answer implements resource.Tx.
+func (t *tx) Answer(reply json.RawMessage) { t.answer = reply }
 
 // Uint64 implements resource.Tx.
 func (t *tx) Uint64() uint64 { return t.random.Uint64() }
@@ -290,10 +294,10 @@ func (t *tx) changed(kind resource.Kind, id string, old, now resource.Resource) 
 // encode makes the journal's entry; nil if nothing has changed.
 func (t *tx) encode() (Entry, journal.Encoded, error) {
 	changes := slices.DeleteFunc(t.changes, func(c Change) bool { return c.Old == nil && c.New == nil })
-	if len(changes) == 0 {
+	if len(changes) == 0 && t.answer == nil {
 		return Entry{}, nil, nil
 	}
-	e := journal.Entry{Request: t.request, At: t.now, Changes: make([]journal.Change, len(changes))}
+	e := journal.Entry{Request: t.request, At: t.now, Changes: make([]journal.Change, len(changes)), Reply: t.answer}
 	for i := range changes {
 		c := &changes[i]
 		if c.New != nil {

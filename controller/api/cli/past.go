@@ -272,7 +272,7 @@ func (a *App) printCall(raw json.RawMessage) error {
 		Seq                          uint64
 		At                           time.Time
 		TookMS                       float64 `json:"took_ms"`
-		Params                       json.RawMessage
+		Params, Reply                json.RawMessage
 		On                           []struct {
 			Kind             resource.Kind
 			ID, Name, Change string
@@ -297,6 +297,9 @@ func (a *App) printCall(raw json.RawMessage) error {
 	fmt.Fprintf(&b, "\njournal  message %d\nresult   %s\n", c.Seq, cell(c.Result, "", time.Time{}))
 	if len(c.Params) > 0 {
 		fmt.Fprintf(&b, "params   %s\n", cell(string(c.Params), "", time.Time{}))
+	}
+	if len(c.Reply) > 0 {
+		fmt.Fprintf(&b, "reply    %s\n", cell(string(c.Reply), "", time.Time{}))
 	}
 	for _, r := range c.On {
 		fmt.Fprintf(&b, "%s %s %s %s\n", map[string]string{"created": "+", "modified": "~", "deleted": "-"}[r.Change], r.Kind, cell(r.Name, "", time.Time{}), r.ID)

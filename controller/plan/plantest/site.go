@@ -1,6 +1,7 @@
 package plantest
 
 import (
+	"encoding/json"
 	"fmt"
 	"time"
 
@@ -17,6 +18,8 @@ type Site struct {
 	random uint64
 	// requests counts transactions.
 	requests int
+	// Answered is what the newest transaction that said so told its caller.
+	Answered json.RawMessage
 }
 
 // New makes an empty site.
@@ -63,6 +66,9 @@ type tx struct {
 
 func (t *tx) Now() time.Time            { return t.site.Now }
 func (t *tx) Request() resource.Request { return t.req }
+
+// Answer implements resource.Tx.
+func (t *tx) Answer(reply json.RawMessage) { t.site.Answered = reply }
 
 // Uint64 is splitmix64: the same for the same seed.
 func (t *tx) Uint64() uint64 {
