@@ -1,6 +1,7 @@
 package history
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -178,6 +179,7 @@ func (h *History) fetch(ctx context.Context, places []Place) ([]Call, error) {
 // fetchers is how many messages are read at once.
 const fetchers = 8
 
+// entries calls fn for each of some places, which are all different, with its message, of which the group is missing, and its entry.
 func (h *History) entries(ctx context.Context, places []Place, fn func(i int, m journal.Message, e journal.Entry)) error {
 	bySeq := map[uint64][]int{}
 	for i, p := range places {
@@ -188,17 +190,19 @@ func (h *History) entries(ctx context.Context, places []Place, fn func(i int, m 
 	var mu sync.Mutex
 	for seq, list := range bySeq {
 		group.Go(func() error {
-			m, err := h.cfg.Journal.Get(ctx, seq)
+			slices.SortFunc(list, func(a, b int) int { return cmp.Compare(places[a].Sub, places[b].Sub) })
+			numbers := make([]int, len(list))
+			for n, i := range list {
+				numbers[n] = places[i].Sub
+			}
+			m, entries, err := h.cfg.Journal.Pick(ctx, seq, numbers)
 			if err != nil {
 				return err
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			for _, i := range list {
-				if places[i].Sub >= len(m.Group.Entries) {
-					return fmt.Errorf("read journal message %d: it has %d entries, the index knows of number %d", seq, len(m.Group.Entries), places[i].Sub)
-				}
-				fn(i, m, m.Group.Entries[places[i].Sub])
+			for n, i := range list {
+				fn(i, m, entries[n])
 			}
 			return nil
 		})

@@ -217,13 +217,14 @@ func (p *parts) part(i int) (*header, *segment) {
 	return &p.tail.header, nil
 }
 
-// found is what one part has.
+// found is what one part has: how many rows match, and which, as many as can be wanted.
 type found struct {
-	places []Place
-	total  int
+	rows  []int
+	total int
 }
 
-// search looks through all parts, on all processors.
+// search looks through all parts, on all processors. Where the rows that match lie in the journal is looked up at the end, and only for
+// those that are given.
 func (p *parts) search(ctx context.Context, f *Filter, ids map[uint64]struct{}) ([]Place, int, error) {
 	want := f.Limit + f.Offset
 	results := make([]found, len(p.segments)+1)
@@ -233,49 +234,85 @@ func (p *parts) search(ctx context.Context, f *Filter, ids map[uint64]struct{}) 
 		if m == nil {
 			return nil
 		}
-		r := &p.tail.rows
+		r, out := &p.tail.rows, &results[i]
 		if seg != nil {
-			// Where every row matches, none needs to be looked at before somebody wants its place.
-			if len(m.columns) == 0 && f.Limit == 0 {
-				results[i].total = h.Rows
+			if len(m.columns) == 0 { // every row matches
+				out.total = h.Rows
 				return nil
 			}
-			if err := seg.load(s, append(m.columns, colSeq, colSub)...); err != nil {
+			if err := seg.load(s, m.columns...); err != nil {
 				return err
 			}
 			r = &s.rows
 		}
-		out := &results[i]
-		var hits []Place
 		m.each(h, r, func(row int) {
 			out.total++
-			if !f.Oldest || len(hits) < want {
-				hits = append(hits, Place{r.seq[row], int(r.sub[row])})
+			if !f.Oldest || len(out.rows) < want {
+				out.rows = append(out.rows, row)
 			}
-			if !f.Oldest && len(hits) > 2*want+1024 {
-				hits = append(hits[:0], hits[len(hits)-want:]...)
+			if !f.Oldest && len(out.rows) > 2*want+1024 {
+				out.rows = append(out.rows[:0], out.rows[len(out.rows)-want:]...)
 			}
 		})
-		if !f.Oldest {
-			hits = hits[max(0, len(hits)-want):]
-		}
-		out.places = hits
 		return nil
 	})
 	if err != nil {
 		return nil, 0, err
 	}
-	var places []Place
 	total := 0
 	for _, r := range results {
 		total += r.total
-		places = append(places, r.places...)
 	}
-	if !f.Oldest {
-		slices.Reverse(places)
+	places, err := p.places(ctx, f, results)
+	return places, total, err
+}
+
+// places are those of the rows that were found, in the order that is asked for, without those that are to be left out.
+func (p *parts) places(ctx context.Context, f *Filter, results []found) ([]Place, error) {
+	var out []Place
+	skip := f.Offset
+	s := &scratch{}
+	for n := range results {
+		i := n
+		if !f.Oldest {
+			i = len(results) - 1 - n
+		}
+		total := results[i].total
+		if skip >= total || len(out) >= f.Limit {
+			skip = max(0, skip-total)
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return nil, fmt.Errorf("search the journal: %w", context.Cause(ctx))
+		}
+		h, seg := p.part(i)
+		r := &p.tail.rows
+		if seg != nil {
+			if err := seg.load(s, colSeq, colSub); err != nil {
+				return nil, err
+			}
+			r = &s.rows
+		}
+		rows := results[i].rows
+		every := rows == nil
+		if every {
+			total = h.Rows
+		} else {
+			total = len(rows) // the others are beyond what is wanted
+		}
+		for ; skip < total && len(out) < f.Limit; skip++ {
+			row := skip
+			if !f.Oldest {
+				row = total - 1 - skip
+			}
+			if !every {
+				row = rows[row]
+			}
+			out = append(out, Place{r.seq[row], int(r.sub[row])})
+		}
+		skip = 0
 	}
-	places = places[min(f.Offset, len(places)):]
-	return places[:min(f.Limit, len(places))], total, nil
+	return out, nil
 }
 
 // scan calls fn for every part, several at once.
@@ -321,7 +358,13 @@ func (p *parts) named(ctx context.Context, kind resource.Kind, ref string) (map[
 		}
 		r := &p.tail.rows
 		if seg != nil {
-			if err := seg.load(s, colRefName, colRefID, colRefKind); err != nil {
+			if err := seg.load(s, colRefName); err != nil {
+				return err
+			}
+			if !slices.Contains(s.refName, name) {
+				return nil
+			}
+			if err := seg.load(s, colRefID, colRefKind); err != nil {
 				return err
 			}
 			r = &s.rows

@@ -3,6 +3,7 @@ package journal
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -172,15 +173,86 @@ func Decode(b []byte) (Group, error) {
 		return Group{}, fmt.Errorf("decode journal group: %w", err)
 	}
 	for _, e := range g.Entries {
-		for i, c := range e.Changes {
-			if c.Kind == "" || c.ID == "" {
-				return Group{}, fmt.Errorf("decode journal group: change %d of request %q names no resource", i, e.Request.ID)
-			}
-			// A stored null is a deletion too.
-			if string(c.Value) == "null" {
-				e.Changes[i].Value = nil
-			}
+		if err := e.check(); err != nil {
+			return Group{}, fmt.Errorf("decode journal group: %w", err)
 		}
 	}
 	return g, nil
+}
+
+// check holds an entry that was read to what one must be.
+func (e Entry) check() error {
+	for i, c := range e.Changes {
+		if c.Kind == "" || c.ID == "" {
+			return fmt.Errorf("change %d of request %q names no resource", i, e.Request.ID)
+		}
+		// A stored null is a deletion too.
+		if string(c.Value) == "null" {
+			e.Changes[i].Value = nil
+		}
+	}
+	return nil
+}
+
+// Pick reads some entries of a group as Join and Encode made it, by their numbers in ascending order, and only looks where the others
+// end.
+func Pick(b []byte, numbers []int) ([]Entry, error) {
+	rest, ok := bytes.CutPrefix(b, []byte(groupHead))
+	if !ok {
+		return nil, errors.New("decode journal group: it does not begin as one")
+	}
+	out := make([]Entry, 0, len(numbers))
+	for i := 0; len(out) < len(numbers); i++ {
+		n := object(rest)
+		if n == 0 || n == len(rest) {
+			return nil, fmt.Errorf("decode journal group: it has %d entries, number %d is wanted", i, numbers[len(out)])
+		}
+		if numbers[len(out)] == i {
+			var e Entry
+			err := json.Unmarshal(rest[:n], &e)
+			if err == nil {
+				err = e.check()
+			}
+			if err != nil {
+				return nil, fmt.Errorf("decode entry %d of journal group: %w", i, err)
+			}
+			out = append(out, e)
+		}
+		rest = rest[n+1:] // also the comma
+	}
+	return out, nil
+}
+
+// object is how long the JSON object is that some bytes begin with; 0 where there is none.
+func object(b []byte) int {
+	if len(b) == 0 || b[0] != '{' {
+		return 0
+	}
+	depth := 0
+	for i := 0; i < len(b); i++ {
+		switch b[i] {
+		case '{':
+			depth++
+		case '}':
+			if depth--; depth == 0 {
+				return i + 1
+			}
+		case '"':
+			for i++; ; i++ {
+				n := bytes.IndexByte(b[i:], '"')
+				if n < 0 {
+					return 0
+				}
+				i += n
+				back := i
+				for b[back-1] == '\\' {
+					back--
+				}
+				if (i-back)%2 == 0 {
+					break
+				}
+			}
+		}
+	}
+	return 0
 }

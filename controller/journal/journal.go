@@ -272,16 +272,38 @@ var ErrNoMessage = errors.New("the journal has no such message")
 
 // Get reads one message.
 func (j *Journal) Get(ctx context.Context, seq uint64) (Message, error) {
+	r, at, err := j.get(ctx, seq)
+	if err != nil {
+		return Message{}, err
+	}
+	return decode(r, at)
+}
+
+// Pick reads some entries of one message, by their numbers in ascending order; it is quicker than Get, which decodes all of them. The
+// message comes without its group.
+func (j *Journal) Pick(ctx context.Context, seq uint64, numbers []int) (Message, []Entry, error) {
+	r, at, err := j.get(ctx, seq)
+	if err != nil {
+		return Message{}, nil, err
+	}
+	entries, err := Pick(r.Data, numbers)
+	if err != nil {
+		return Message{}, nil, fmt.Errorf("message %d: %w: %w", seq, errDamaged, err)
+	}
+	return Message{Position: at, At: r.At, Size: len(r.Data)}, entries, nil
+}
+
+func (j *Journal) get(ctx context.Context, seq uint64) (Raw, Position, error) {
 	short, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	m, err := j.stream.GetMsg(short, seq)
 	switch {
 	case errors.Is(err, jetstream.ErrMsgNotFound):
-		return Message{}, fmt.Errorf("read journal message %d: %w", seq, ErrNoMessage)
+		return Raw{}, Position{}, fmt.Errorf("read journal message %d: %w", seq, ErrNoMessage)
 	case err != nil:
-		return Message{}, fmt.Errorf("read journal message %d: %w", seq, err)
+		return Raw{}, Position{}, fmt.Errorf("read journal message %d: %w", seq, err)
 	}
-	return decode(Raw{Seq: m.Sequence, At: m.Time.UTC(), Data: m.Data}, Position{Seq: seq, ID: m.Header.Get(nats.MsgIdHdr)})
+	return Raw{Seq: m.Sequence, At: m.Time.UTC(), Data: m.Data}, Position{Seq: seq, ID: m.Header.Get(nats.MsgIdHdr)}, nil
 }
 
 // Verify reports ErrDiverged if a position is not in the journal any more.
