@@ -120,7 +120,7 @@ func (c *controller) lead(ctx context.Context) error {
 		Env: api.Env{
 			Version: c.cfg.Version, Name: c.cfg.Name, HostJWT: c.id.IssueHost, SessionJWT: c.sessionJWT, Passwords: c.passwords,
 			SessionTime: c.cfg.SessionTime, Door: c.door, ImageProgress: c.images.Progress,
-			Usage: c.usage(backups), Backups: backups.List, Ahead: held.list, History: c.past, Tracer: trace.New(c.book),
+			Usage: c.usage(backups), Backups: backups.List, Ahead: held.list, History: c.past, Tracer: trace.New(c.book, c.past),
 		},
 	})
 	group.Go(func() error { return c.calls.Run(ctx) })

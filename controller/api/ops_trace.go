@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"time"
 
 	"shoal/controller/resource"
 )
@@ -18,8 +17,7 @@ const (
 // traces declares what follows a call to its effects, and the other way.
 func traces(g *Registry) {
 	type traceParams struct {
-		Request string    `json:"request" arg:"1" required:"true" help:"id of the request"`
-		Before  time.Time `json:"before,omitzero" help:"a moment after it, such as 2026-11-24T12:00:00Z, where it is long past and nothing is left of it"`
+		Request string `json:"request" arg:"1" required:"true" help:"id of the request"`
 	}
 	asks(g, Operation{
 		Kind: KindTrace, Verb: "get", Result: ResultOne, Command: "trace", Scope: ScopeAdmin,
@@ -34,7 +32,7 @@ func traces(g *Registry) {
 		if env.Tracer == nil {
 			return nil, noStreams()
 		}
-		t, err := env.Tracer.Trace(ctx, r, p.Request, p.Before)
+		t, err := env.Tracer.Trace(ctx, r, p.Request)
 		if err != nil {
 			return nil, timely(ctx, err)
 		}
@@ -94,6 +92,6 @@ func timely(ctx context.Context, err error) error {
 		return err
 	}
 	return &resource.Error{
-		Code: resource.CodeInternal, Message: fmt.Sprintf("reading the streams took longer than %s", readTimeout), Remedy: "ask again; give --before where the request is long past",
+		Code: resource.CodeInternal, Message: fmt.Sprintf("reading the streams took longer than %s", readTimeout), Remedy: "ask again",
 	}
 }

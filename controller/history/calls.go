@@ -257,6 +257,26 @@ func (h *History) Call(ctx context.Context, request string, sees Sees, show Show
 	return c, err
 }
 
+// Find gives the newest entry of a request that changed something, otherwise its newest; journal.ErrNoRequest where there is none.
+func (h *History) Find(ctx context.Context, request string) (journal.Found, error) {
+	for _, outcome := range []Outcome{Changed, ""} {
+		found, err := h.Calls(ctx, Filter{Request: request, Outcome: outcome, Limit: 1}, nil)
+		if err != nil {
+			return journal.Found{}, err
+		}
+		if len(found.Items) == 0 {
+			continue
+		}
+		c := found.Items[0]
+		m, entries, err := h.cfg.Journal.Pick(ctx, c.Seq, []int{c.Sub})
+		if err != nil {
+			return journal.Found{}, err
+		}
+		return journal.Found{Entry: entries[0], Seq: c.Seq, Stored: m.At}, nil
+	}
+	return journal.Found{}, fmt.Errorf("look for request %s: %w", request, journal.ErrNoRequest)
+}
+
 // call finds a request with its entry, and the state before it.
 func (h *History) call(ctx context.Context, request string, outcome Outcome, sees Sees, show Show) (Call, journal.Entry, *state, error) {
 	found, err := h.Calls(ctx, Filter{Request: request, Outcome: outcome, Limit: 1}, sees)

@@ -463,6 +463,41 @@ func TestParseTime(t *testing.T) {
 	}
 }
 
+// TestFind: of a request that was refused before and after, the call that changed something is found, however long ago it was.
+func TestFind(t *testing.T) {
+	b := newBench(t, Config{SegmentRows: 10})
+	note := func(id string) {
+		t.Helper()
+		if err := b.store.Note(b.ctx, []journal.Entry{{Request: resource.Request{ID: id, Caller: "ann", Op: "zone.create"}, At: time.Now().UTC(), Error: "no"}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	zone := func(name string) func(resource.Tx) error {
+		return func(tx resource.Tx) error {
+			z := &resource.Zone{State: resource.Enabled}
+			z.ID, z.Name = name, name
+			return tx.Put(z)
+		}
+	}
+	note("again")
+	seq := b.commit("again", "ann", "zone.create", zone("z"))
+	note("again")
+	note("never")
+	for i := range 50 {
+		b.commit(rid(i), "ben", "zone.create", zone(fmt.Sprint("z", i)))
+	}
+	found, err := b.past.Find(b.ctx, "again")
+	if err != nil || found.Seq != seq || len(found.Changes) != 1 || found.Stored.IsZero() {
+		t.Errorf("found: %+v, %v; want message %d", found, err, seq)
+	}
+	if found, err = b.past.Find(b.ctx, "never"); err != nil || found.Error != "no" {
+		t.Errorf("one that was always refused: %+v, %v", found, err)
+	}
+	if _, err = b.past.Find(b.ctx, "nobody"); !errors.Is(err, journal.ErrNoRequest) {
+		t.Errorf("one that never was: %v", err)
+	}
+}
+
 // TestRecorder: nobody floods the journal, and nothing is dropped without a count.
 func TestRecorder(t *testing.T) {
 	now := time.Unix(1_000_000, 0)

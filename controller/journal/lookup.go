@@ -1,7 +1,6 @@
 package journal
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -18,45 +17,8 @@ type Found struct {
 	Stored time.Time
 }
 
-// ErrNoRequest says that a request was not found where it was looked for.
-var ErrNoRequest = errors.New("the journal has no such request there")
-
-const (
-	// lookBack is how many messages are read at a time when a request is looked for backwards.
-	lookBack = 2000
-	// lookMost is how many are looked through at most.
-	lookMost = 200_000
-)
-
-// FindAt reads the entry of a request from the message with that sequence.
-func (j *Journal) FindAt(ctx context.Context, seq uint64, request string) (Found, error) {
-	return j.scan(ctx, seq, seq, request)
-}
-
-// FindBefore looks for the last entry of a request, backwards from a moment, or from the end with the zero time. It gives up after
-// a number of messages that takes a second or so.
-func (j *Journal) FindBefore(ctx context.Context, before time.Time, request string) (Found, error) {
-	last, err := j.Last(ctx)
-	if err != nil {
-		return Found{}, err
-	}
-	to := last.Seq
-	if !before.IsZero() {
-		if to, err = j.FirstSince(ctx, before); err != nil {
-			return Found{}, err
-		}
-		to = min(to-1, last.Seq)
-	}
-	for looked := uint64(0); to > 0 && looked < lookMost; looked += lookBack {
-		from := max(to, lookBack) - lookBack + 1
-		found, err := j.scan(ctx, from, to, request)
-		if !errors.Is(err, ErrNoRequest) {
-			return found, err
-		}
-		to = from - 1
-	}
-	return Found{}, fmt.Errorf("look for request %s: %w", request, ErrNoRequest)
-}
+// ErrNoRequest says that there is no entry of a request.
+var ErrNoRequest = errors.New("the journal has no such request")
 
 // After calls fn for the entries after a message, at most limit messages of them and those only that were there at the call, until fn
 // says that it is enough.
@@ -66,35 +28,14 @@ func (j *Journal) After(ctx context.Context, seq uint64, limit int, fn func(Foun
 		return err
 	}
 	to := min(last.Seq, seq+uint64(limit))
-	return j.between(ctx, seq+1, to, nil, func(f Found) bool { return fn(f) })
-}
-
-func (j *Journal) scan(ctx context.Context, from, to uint64, request string) (Found, error) {
-	var found Found
-	// A message that does not hold the id is not worth decoding.
-	err := j.between(ctx, from, to, []byte(`"`+request+`"`), func(f Found) bool {
-		if f.Request.ID == request {
-			found = f
+	return Session{JS: j.js, Stream: subjects.JournalStream, From: seq + 1}.Run(ctx, func(r Raw) error {
+		g, err := Decode(r.Data)
+		if err != nil {
+			return fmt.Errorf("message %d: %w: %w", r.Seq, errDamaged, err)
 		}
-		return true
-	})
-	if err == nil && found.Seq == 0 {
-		err = fmt.Errorf("look for request %s: %w", request, ErrNoRequest)
-	}
-	return found, err
-}
-
-func (j *Journal) between(ctx context.Context, from, to uint64, holds []byte, fn func(Found) bool) error {
-	return Session{JS: j.js, Stream: subjects.JournalStream, From: from}.Run(ctx, func(r Raw) error {
-		if holds == nil || bytes.Contains(r.Data, holds) {
-			g, err := Decode(r.Data)
-			if err != nil {
-				return fmt.Errorf("message %d: %w: %w", r.Seq, errDamaged, err)
-			}
-			for _, e := range g.Entries {
-				if !fn(Found{Entry: e, Seq: r.Seq, Stored: r.At}) {
-					return ErrStop
-				}
+		for _, e := range g.Entries {
+			if !fn(Found{Entry: e, Seq: r.Seq, Stored: r.At}) {
+				return ErrStop
 			}
 		}
 		if r.Seq >= to {

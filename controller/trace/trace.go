@@ -17,12 +17,14 @@ import (
 	"shoal/subjects"
 )
 
-// Journal is where requests and records are found; *journal.Journal is one.
+// Calls is where requests are found; *history.History is one.
+type Calls interface {
+	// Find gives the newest entry of a request that changed something, otherwise its newest; journal.ErrNoRequest where there is none.
+	Find(ctx context.Context, request string) (journal.Found, error)
+}
+
+// Journal is where decisions and records are found; *journal.Journal is one.
 type Journal interface {
-	// FindAt reads the entry of a request from a message.
-	FindAt(ctx context.Context, seq uint64, request string) (journal.Found, error)
-	// FindBefore looks for the last entry of a request before a moment; zero for now.
-	FindBefore(ctx context.Context, before time.Time, request string) (journal.Found, error)
 	// After gives the entries of the messages that follow one.
 	After(ctx context.Context, seq uint64, limit int, fn func(journal.Found) (more bool)) error
 	// Recorded gives what HISTORY has under some subjects since a moment.
@@ -30,10 +32,13 @@ type Journal interface {
 }
 
 // Tracer follows requests.
-type Tracer struct{ journal Journal }
+type Tracer struct {
+	journal Journal
+	calls   Calls
+}
 
 // New makes a tracer.
-func New(j Journal) *Tracer { return &Tracer{j} }
+func New(j Journal, c Calls) *Tracer { return &Tracer{j, c} }
 
 // Limits of one trace.
 const (
@@ -159,55 +164,24 @@ type FollowUp struct {
 	Changes []Change `json:"changes"`
 }
 
-// Find finds the call with a request id. before is a moment after it, zero where it is not known.
-func (t *Tracer) Find(ctx context.Context, r resource.Reader, request string, before time.Time) (journal.Found, error) {
+// Find finds the call with a request id.
+func (t *Tracer) Find(ctx context.Context, request string) (journal.Found, error) {
 	// Ids of accounts other than the administrators' end in the account's: see controller/api.
 	id, account, scoped := strings.Cut(request, "@")
 	if !subjects.ValidToken(id) || scoped && !subjects.ValidToken(account) {
 		return journal.Found{}, resource.Invalid("request", "%q is not the id of a request", request)
 	}
-	for _, seq := range places(r, request) {
-		if seq > r.Seq() {
-			continue
-		}
-		found, err := t.journal.FindAt(ctx, seq, request)
-		if !errors.Is(err, journal.ErrNoRequest) {
-			return found, err
-		}
-	}
-	found, err := t.journal.FindBefore(ctx, before, request)
+	found, err := t.calls.Find(ctx, request)
 	if errors.Is(err, journal.ErrNoRequest) {
-		e := &resource.Error{Code: resource.CodeNotFound, Field: "request", Message: fmt.Sprintf("no request with the id %q was found in the journal", request)}
-		if before.IsZero() {
-			return found, e.WithRemedy("the newest part was looked through; for an older one give a moment after it: --before 2026-11-24T12:00:00Z")
-		}
-		return found, e.WithRemedy("give a moment nearer to it with --before")
+		e := &resource.Error{Code: resource.CodeNotFound, Field: "request", Message: fmt.Sprintf("the journal has no request %q", request)}
+		return found, e.WithRemedy("see shoalctl audit list")
 	}
 	return found, err
 }
 
-// places are sequences at which a request may have been committed, by what it has left behind.
-func places(r resource.Reader, request string) []uint64 {
-	var out []uint64
-	if t, ok := r.Holder("task/" + request).(*resource.Task); ok {
-		out = append(out, cmp.Or(t.Seq, t.Rev))
-	}
-	for _, kind := range resource.Kinds() {
-		for res := range r.All(kind) {
-			if b := res.Base(); b.Cause == request {
-				if !slices.Contains(out, b.Rev) {
-					out = append(out, b.Rev)
-				}
-				break
-			}
-		}
-	}
-	return out
-}
-
 // Trace follows a request.
-func (t *Tracer) Trace(ctx context.Context, r resource.Reader, request string, before time.Time) (*Trace, error) {
-	found, err := t.Find(ctx, r, request, before)
+func (t *Tracer) Trace(ctx context.Context, r resource.Reader, request string) (*Trace, error) {
+	found, err := t.Find(ctx, request)
 	if err != nil {
 		return nil, err
 	}

@@ -31,18 +31,9 @@ type book struct {
 	asked   [][]string // filters
 }
 
-func (b *book) FindAt(_ context.Context, seq uint64, request string) (journal.Found, error) {
-	for _, e := range b.entries {
-		if e.Seq == seq && e.Request.ID == request {
-			return e, nil
-		}
-	}
-	return journal.Found{}, journal.ErrNoRequest
-}
-
-func (b *book) FindBefore(_ context.Context, before time.Time, request string) (journal.Found, error) {
+func (b *book) Find(_ context.Context, request string) (journal.Found, error) {
 	for _, e := range slices.Backward(b.entries) {
-		if e.Request.ID == request && (before.IsZero() || e.At.Before(before)) {
+		if e.Request.ID == request {
 			return e, nil
 		}
 	}
@@ -244,7 +235,7 @@ func TestTrace(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			b := &book{t: t}
 			c.fill(b)
-			tr, err := trace.New(b).Trace(t.Context(), plantest.NewExample(1, 1).View(), "r", time.Time{})
+			tr, err := trace.New(b, b).Trace(t.Context(), plantest.NewExample(1, 1).View(), "r")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -265,7 +256,7 @@ func TestTrace_OfARefusedCallIsItsRefusal(t *testing.T) {
 	b := &book{t: t}
 	b.call(5, "r", "ann", 0)
 	b.entries[0].Error = "no room"
-	tr, err := trace.New(b).Trace(t.Context(), plantest.NewExample(1, 1).View(), "r", time.Time{})
+	tr, err := trace.New(b, b).Trace(t.Context(), plantest.NewExample(1, 1).View(), "r")
 	if err != nil || tr.State != trace.Failed || tr.Error != "no room" || len(b.asked) > 0 {
 		t.Errorf("%+v, %v, asked for %v", tr, err, b.asked)
 	}
@@ -274,7 +265,7 @@ func TestTrace_OfARefusedCallIsItsRefusal(t *testing.T) {
 func TestTrace_ReadsOnlyWhereItCanShow(t *testing.T) {
 	b := &book{t: t}
 	b.call(5, "r", "ann", 0, vm("v", at(0), at(0)))
-	if _, err := trace.New(b).Trace(t.Context(), plantest.NewExample(1, 1).View(), "r", time.Time{}); err != nil {
+	if _, err := trace.New(b, b).Trace(t.Context(), plantest.NewExample(1, 1).View(), "r"); err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff([][]string{{"shoal.history.*.domain.v"}}, b.asked); diff != "" {
@@ -286,7 +277,7 @@ func TestTrace_UnknownRequest(t *testing.T) {
 	b := &book{t: t}
 	view := plantest.NewExample(1, 1).View()
 	for id, code := range map[string]resource.ErrorCode{"nobody": resource.CodeNotFound, `a","b`: resource.CodeInvalid, "r@acc": resource.CodeNotFound} {
-		_, err := trace.New(b).Trace(t.Context(), view, id, time.Time{})
+		_, err := trace.New(b, b).Trace(t.Context(), view, id)
 		var e *resource.Error
 		if !errors.As(err, &e) || e.Code != code {
 			t.Errorf("%s: %v", id, err)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"shoal/controller/resource"
 	"shoal/desired"
@@ -44,7 +43,7 @@ type VM struct {
 func (t *Tracer) VM(ctx context.Context, r resource.Reader, vm *resource.VM) (*VM, error) {
 	out := &VM{Answer: resource.WhyVM(r, vm)}
 	var err error
-	out.Call, out.Note, err = t.behind(ctx, r, cmp.Or(out.Request, vm.Cause))
+	out.Call, out.Note, err = t.behind(ctx, cmp.Or(out.Request, vm.Cause))
 	return out, err
 }
 
@@ -69,7 +68,7 @@ func (t *Tracer) Item(ctx context.Context, r resource.Reader, h *resource.Host, 
 		out.Status = &st
 	}
 	out.Answer = itemAnswer(out, p, st, seen)
-	out.Call, out.Note, err = t.behind(ctx, r, cmp.Or(p.Cause, st.Cause))
+	out.Call, out.Note, err = t.behind(ctx, cmp.Or(p.Cause, st.Cause))
 	return out, err
 }
 
@@ -159,14 +158,14 @@ func kindList() string {
 }
 
 // behind is the call with a request id; note says why there is none.
-func (t *Tracer) behind(ctx context.Context, r resource.Reader, request string) (call *Call, note string, err error) {
+func (t *Tracer) behind(ctx context.Context, request string) (call *Call, note string, err error) {
 	if request == "" {
 		return nil, "which call made it so is not known", nil
 	}
-	found, err := t.Find(ctx, r, request, time.Time{})
+	found, err := t.Find(ctx, request)
 	switch {
 	case resource.HasCode(err, resource.CodeNotFound), resource.HasCode(err, resource.CodeInvalid):
-		return nil, fmt.Sprintf("request %s made it so, which is not in the newest part of the journal: shoalctl trace %s --before TIME", request, request), nil
+		return nil, fmt.Sprintf("request %s made it so, which the journal does not have: it was before a compaction", request), nil
 	case err != nil:
 		return nil, "", err
 	}
