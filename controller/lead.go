@@ -124,6 +124,7 @@ func (c *controller) lead(ctx context.Context) error {
 		},
 	})
 	group.Go(func() error { return c.calls.Run(ctx) })
+	group.Go(func() error { return c.site.Refusals(ctx, func(r site.Refusal) { c.refusedConnection(ctx, r) }) })
 	group.Go(func() error { return c.past.RecordHosts(ctx) })
 	group.Go(func() error { return publisher.Run(ctx) })
 	group.Go(func() error { return service.Run(ctx) })

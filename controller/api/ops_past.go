@@ -224,7 +224,7 @@ func claimText(params json.RawMessage) string {
 		return ""
 	}
 	var parts []string
-	for _, x := range [][2]string{{"account", p.Account}, {"user", p.User}, {"host", cmp.Or(p.Host, p.Name)}} {
+	for _, x := range [][2]string{{"account", p.Account}, {"user", p.User}, {"host", p.Host}, {"name", p.Name}} {
 		if x[1] != "" {
 			parts = append(parts, x[0]+" "+x[1])
 		}
