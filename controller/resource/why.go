@@ -94,7 +94,8 @@ func (w *why) answer(st VMStatus) {
 	switch {
 	case st.State == VMStopped && vm.Power == desired.PowerOff:
 		w.say(true, "shoalctl vm start "+vm.Name, "it was asked to be off")
-		w.a.Since = s.Since
+		// The document has who asked; the VM's own record also changes with what the controller notices.
+		w.a.Since, w.a.Request = s.Since, p.Cause
 		return
 	case h.Reported && h.Facts.Ahead:
 		w.say(false, "restore the newest backup of the controller, or decide about the host",
