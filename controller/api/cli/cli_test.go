@@ -59,6 +59,7 @@ func start(t testing.TB, dir, listen string) *running {
 	go func() {
 		done <- controller.Run(ctx, controller.Config{
 			FirstPassword: func(p string) { first <- p },
+			AuditReads:    true, // so that the search for secrets finds also those in recorded answers
 			Data:          dir, Name: "test", Listen: listen, HTTP: "127.0.0.1:0", Version: "test", Log: log, Ready: func(url string) { ready <- url },
 		})
 	}()
