@@ -178,6 +178,12 @@ func (a *aheads) known(host string) (told, bool) {
 	return t, ok
 }
 
+// gen is the generation of what a host was told, 0 where it is not known.
+func (a *aheads) gen(host string) uint64 {
+	t, _ := a.known(host)
+	return t.doc.Head.Gen
+}
+
 // fetch asks an agent for the document in its ledger.
 func (a *aheads) fetch(ctx context.Context, host string) (desired.Document, error) {
 	fail := func(err error) (desired.Document, error) {
@@ -278,12 +284,18 @@ func (a *aheads) tasks(ctx context.Context) {
 // decide adopts or overrides one host or all of them. All that are decided about together are taken over before the first of
 // them is told anything: what one host is told depends on what the others have.
 func (a *aheads) decide(ctx context.Context, t *resource.Task) error {
-	r := a.store.View()
-	held, _ := a.hosts(r)
 	force := t.Op == api.OpOverrideForce
 	override := t.Op == api.OpOverride || force
 	var chosen []*resource.Host
 	var missing []resource.Reason
+	if !override {
+		var err error
+		if missing, err = a.enter(ctx, t); err != nil {
+			return err
+		}
+	}
+	r := a.store.View()
+	held, _ := a.hosts(r)
 	for _, h := range held {
 		if t.ResourceID != api.AllHosts && t.ResourceID != h.ID {
 			continue
@@ -310,6 +322,8 @@ func (a *aheads) decide(ctx context.Context, t *resource.Task) error {
 			return slices.ContainsFunc(missing, func(m resource.Reason) bool { return m.ID == h.ID })
 		})
 	}
+	// Of what hosts share, the word of the one that was told last counts.
+	slices.SortStableFunc(chosen, func(x, y *resource.Host) int { return cmp.Compare(a.gen(y.ID), a.gen(x.ID)) })
 	for _, h := range chosen {
 		known, _ := a.known(h.ID)
 		if known.doc.Head.Gen == 0 {
@@ -339,6 +353,39 @@ func (a *aheads) decide(ctx context.Context, t *resource.Task) error {
 		return e
 	}
 	return nil
+}
+
+// enter adds the hosts that the state does not know and a task wants to be taken over, with the clusters and zones that they say they
+// are in. Those that do not say are left out when all are wanted; they are taken over one by one.
+func (a *aheads) enter(ctx context.Context, t *resource.Task) (missing []resource.Reason, err error) {
+	r := a.store.View()
+	_, unknown := a.hosts(r)
+	if t.ResourceID != api.AllHosts && r.Get(resource.KindHost, t.ResourceID) == nil && !slices.Contains(unknown, t.ResourceID) {
+		return []resource.Reason{{Kind: resource.KindHost, ID: t.ResourceID, Name: t.ResourceID, Why: "the state does not know it, and it is not connected"}}, nil
+	}
+	slices.SortStableFunc(unknown, func(x, y string) int { return cmp.Compare(a.gen(y), a.gen(x)) })
+	for _, id := range unknown {
+		if t.ResourceID != api.AllHosts && t.ResourceID != id {
+			continue
+		}
+		known, ok := a.known(id)
+		var why string
+		switch {
+		case !ok:
+			why = "it has not been asked yet what it has"
+		case known.err != nil:
+			why = known.err.Error()
+		case !plan.Knows(known.doc):
+			why = "it does not say which cluster it was in: see shoalctl ahead list -o yaml for the command that takes it over"
+		default:
+			if err := a.commit(ctx, t.Op, func(tx resource.Tx) error { return plan.AdoptHost(tx, known.doc, a.site.HostKey(id)) }); err != nil {
+				return nil, fmt.Errorf("host %s: %w", id, err)
+			}
+			continue
+		}
+		missing = append(missing, resource.Reason{Kind: resource.KindHost, ID: id, Name: id, Why: why})
+	}
+	return missing, nil
 }
 
 // conflicts are the hosts that must not be told what the state says, since a guest might then run twice: the state puts
@@ -420,6 +467,9 @@ func (a *aheads) info(r resource.Reader, compare *plan.Renderer, id string, h *r
 		i.Remedy = fmt.Sprintf("shoalctl ahead adopt %s --cluster CLUSTER --name %s --key %s", id, cmp.Or(i.Name, "NAME"), i.Key)
 	}
 	t, ok := a.known(id)
+	if h == nil && ok && t.err == nil && plan.Knows(t.doc) {
+		i.Remedy = "shoalctl ahead adopt " + id
+	}
 	switch {
 	case !ob.Connected:
 		i.State = "absent"

@@ -653,14 +653,40 @@ func TestRestore_HostIsNotAhead(t *testing.T) {
 	s.until("nobody is held", func() bool { return len(s.ahead()) == 0 })
 }
 
-// TestRebuild_FromLedgers: journal and backups are lost, the keys survive. VMs and what they stand on come back from the host.
+// TestRebuild_FromLedgers: a controller that has lost all but its keys learns from its hosts what there was: what they were told,
+// and what that was made from. Of hosts that an older controller told nothing of it, an administrator has to say where they belong.
 func TestRebuild_FromLedgers(t *testing.T) {
+	for name, old := range map[string]bool{"origins": false, "older documents": true} {
+		t.Run(name, func(t *testing.T) { rebuildFromLedgers(t, old) })
+	}
+}
+
+func rebuildFromLedgers(t *testing.T, old bool) {
 	dir := t.TempDir()
 	r := run(t, filepath.Join(dir, "a"), nil)
 	_, key, a := r.site()
+	r.call(resource.KindAccount, "create", map[string]any{"name": "acme", "password": "lost with the journal"})
 	vm := r.vm("precious")
-	r.until("the host has it", func() bool { a.look(); _, ok := a.doc.Items[resource.DomainRef(vm)]; return ok })
+	r.call(resource.KindVM, "update", map[string]any{"id": vm, "tags": []string{"prod"}, "description": "the shop"})
+	r.call(resource.KindVM, "chown", map[string]any{"id": vm, "account": "acme"})
+	var was resource.VM
+	if err := json.Unmarshal(r.call(resource.KindVM, "get", map[string]any{"id": vm}), &was); err != nil || was.Owner == resource.AdminAccount {
+		t.Fatalf("the VM is %+v, %v", was, err)
+	}
+	r.until("the host has it", func() bool {
+		a.look()
+		_, ok := a.doc.Items[desired.Ref{Kind: desired.KindOrigin, ID: was.Owner}]
+		return ok
+	})
 	ledger := a.doc
+	if old {
+		for ref := range ledger.Items {
+			if ref.Kind == desired.KindOrigin {
+				delete(ledger.Items, ref)
+				delete(ledger.Head.Items, ref)
+			}
+		}
+	}
 	keys := filepath.Join(dir, "a", "identity")
 	token := hostToken(t, keys, a.id, key)
 	a.nc.Close()
@@ -673,25 +699,44 @@ func TestRebuild_FromLedgers(t *testing.T) {
 	a = newAgent(t, s, token, key, ledger)
 	s.until("the host is seen", func() bool { l := s.ahead(); return len(l) == 1 && l[0].State == "ahead" && l[0].Key != "" })
 	l := s.ahead()[0]
-	if l.Known || l.ID != a.id || l.OnlyHost != 2 || !strings.Contains(l.Remedy, l.Key) {
+	if l.Known || l.ID != a.id || l.OnlyHost != 2 || strings.Contains(l.Remedy, "--key "+l.Key) != old {
 		t.Errorf("the host is shown as %+v", l)
 	}
-	s.call(resource.KindZone, "create", map[string]any{"name": "z"})
-	s.call(resource.KindCluster, "create", map[string]any{"name": "c", "zone": "z"})
-	s.call(resource.KindAhead, "adopt", map[string]any{"host": a.id, "cluster": "c", "name": "h1", "key": l.Key})
+	if old {
+		s.call(resource.KindZone, "create", map[string]any{"name": "z"})
+		s.call(resource.KindCluster, "create", map[string]any{"name": "c", "zone": "z"})
+		s.call(resource.KindAhead, "adopt", map[string]any{"host": a.id, "cluster": "c", "name": "h1", "key": l.Key})
+	} else {
+		s.call(resource.KindAhead, "adopt", map[string]any{"all": true})
+	}
 	s.until("the host is told on", a.look)
 	for ref, it := range ledger.Items {
 		if !a.doc.Items[ref].SameContent(it) {
 			t.Errorf("%s was %s and is %s", ref, it.Spec, a.doc.Items[ref].Spec)
 		}
 	}
-	if len(a.doc.Items) != len(ledger.Items) {
-		t.Errorf("%d items became %d", len(ledger.Items), len(a.doc.Items))
+	for ref := range a.doc.Items {
+		if _, ok := ledger.Items[ref]; !ok && ref.Kind != desired.KindOrigin {
+			t.Errorf("%s is new", ref)
+		}
 	}
 	var got resource.VM
 	if err := json.Unmarshal(s.call(resource.KindVM, "get", map[string]any{"id": "precious"}), &got); err != nil || got.ID != vm {
 		t.Errorf("the VM is %+v, %v", got, err)
 	}
+	if old {
+		return
+	}
+	if got.Owner != was.Owner || got.Description != "the shop" || !slices.Equal(got.Tags, was.Tags) || got.ImageID != was.ImageID || got.OfferingID != was.OfferingID ||
+		got.ZoneID != was.ZoneID || got.ClusterID != was.ClusterID {
+		t.Errorf("the VM was %+v and is %+v", was, got)
+	}
+	var acme resource.Account
+	if err := json.Unmarshal(s.call(resource.KindAccount, "get", map[string]any{"id": "acme"}), &acme); err != nil || acme.ID != was.Owner {
+		t.Errorf("the account is %+v, %v", acme, err)
+	}
+	// Its password is not known any more, and has to be set.
+	s.call(resource.KindAccount, "password", map[string]any{"id": "acme", "new_password": "a new one for acme"})
 }
 
 // hostToken signs a host's credential, as it has it since it was added.

@@ -40,6 +40,9 @@
 //     a list of results, so that applying it runs the same code as everything else, with the same checks and rights.
 //   - Drift policies are part of clusters and hosts. An agent says in a spec what it found; what to make of that is a decision
 //     like others (controller/plan).
+//   - Documents say what they were made from (items of kind origin, controller/plan): names, owners, tags, what is on offer. Agents only keep
+//     that; it is what a controller is put together from when its journal and all backups are lost. Each resource has an
+//     item of its own rather than a part in others, so that agents that do not know the kind go on with the rest.
 //   - Kickstart files are a contract between who makes installation media (controller/iso) and who installs from them (agent/metal), so
 //     what reads them is desired/kickstart. Media are filled into reserved space of an image that scripts/iso makes, so that making one needs no tools.
 package controller

@@ -51,13 +51,14 @@ func samples() map[Kind]Spec {
 			NICs:       []DomainNIC{{ID: "n1", MAC: "52:54:00:00:00:01", Tap: "sht0123456789ab", Bridge: "shb0123456789ab", Model: "virtio", MTU: 1450, Boot: 2}},
 			ConsoleLog: "/var/log/shoal/console/d1.log", Act: &Act{Seq: 3, Verb: VerbReboot},
 		},
+		KindOrigin: &Origin{Resources: []OriginResource{{Kind: "vm", Record: json.RawMessage(`{"id":"d1","name":"web & <co>"}`)}}},
 	}
 }
 
 // TestWireFormat holds the JSON of every kind to its golden file: agents of another version read it.
 func TestWireFormat(t *testing.T) {
 	all := samples()
-	for _, kind := range Kinds() {
+	for _, kind := range append(Kinds(), KindOrigin) {
 		spec, ok := all[kind]
 		if !ok {
 			t.Errorf("kind %s has no sample", kind)
@@ -301,6 +302,8 @@ func FuzzDecodeItem(f *testing.F) {
 			_, _ = DecodeSpec[SecGroup](it)
 		case KindDomain:
 			_, _ = DecodeSpec[Domain](it)
+		case KindOrigin:
+			_, _ = DecodeSpec[Origin](it)
 		default:
 			_, _ = DecodeSpec[Volume](it)
 		}

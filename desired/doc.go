@@ -20,4 +20,9 @@
 //
 // An item that leaves the document is taken off the host, if it bears our mark. Files that hold data are the exception:
 // a [Volume] that is merely absent is left alone; it is removed only while an item says Absent (a tombstone).
+//
+// # What a document was made from
+//
+// Items of the kind [KindOrigin] say what a controller that has lost everything can't tell from the others. They are of no
+// account to a host: a document that differs in nothing else asks nothing of it but to be kept.
 package desired

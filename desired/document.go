@@ -26,11 +26,14 @@ const (
 	KindVolume   Kind = "volume"   // a volume. Spec: Volume
 	KindDomain   Kind = "domain"   // a libvirt domain. Spec: Domain
 
+	// KindOrigin is for whoever has to put a lost controller together again; agents only keep it. Spec: Origin
+	KindOrigin Kind = "origin"
+
 	// KindHost is used by status only: what the agent reports of the host as a whole.
 	KindHost Kind = "host"
 )
 
-// Kinds lists the kinds that items can have.
+// Kinds lists the kinds of items that hosts do something about, and report.
 func Kinds() []Kind {
 	return []Kind{KindNetDev, KindPool, KindImage, KindDHCP, KindAddrSet, KindSecGroup, KindVolume, KindDomain}
 }

@@ -239,6 +239,25 @@ func TestRefused_WhatCanNotBeRead(t *testing.T) {
 	})
 }
 
+// TestOrigin_IsOnlyKept: what a document was made from has nothing done, nothing reported, and nothing wait.
+func TestOrigin_IsOnlyKept(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		r.start()
+		r.set(item(t, base, "a", 1, "1"), item(t, desired.KindOrigin, "o", 1, "1"))
+		r.settle()
+		wantCalls(t, r.base, "ensure a")
+		for n := uint64(2); n < 4; n++ { // changed, then gone
+			items := []desired.Item{item(t, base, "a", 1, "1"), item(t, desired.KindOrigin, "o", n, "2")}
+			r.set(items[:4-n]...)
+			r.settle()
+		}
+		wantCalls(t, r.base)
+		if got := r.Statuses(); len(got) != 1 {
+			t.Errorf("statuses %v", got)
+		}
+	})
+}
+
 func TestWait_WokenByTheOtherNotByTime(t *testing.T) {
 	bubble(t, func(t *testing.T, r *rig) {
 		wait := newBox(engine.Wait(ref(disk, "d"), "the disk is in use"))

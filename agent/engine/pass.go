@@ -18,6 +18,9 @@ func (e *Engine) adopt(doc desired.Document) {
 	e.log.Debug().Uint64("gen", doc.Head.Gen).Int("items", len(doc.Items)).Msg("document in force")
 	e.doc, e.docSet, e.moved, e.drift.dirty = doc.Head, true, true, true
 	for ref, want := range doc.Items {
+		if ref.Kind == desired.KindOrigin {
+			continue // for others to read, from the ledger
+		}
 		it := e.items[ref]
 		if it == nil {
 			it = e.add(ref)

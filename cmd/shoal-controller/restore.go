@@ -161,9 +161,11 @@ func rebuild() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "rebuild", Short: "Begin anew under running hosts, when the journal and all backups are lost", Args: cobra.NoArgs,
 		Long: `rebuild makes an empty controller's directory whose journal begins above all that hosts were ever told. Bring the keys, from wherever they survived, to
-<data>/identity's place with --identity first; without any, new ones are made, and hosts must be given new credentials. Start the controller, create zone and cluster, and
-take over each host that shoalctl ahead list shows: VMs, volumes, NICs, networks, storages and security groups come back from the hosts' ledgers. What hosts do not know is
-lost: names of all but VMs, descriptions, tags, owners, offerings, images' records, ranges of addresses, and which group a rule belonged to.`,
+<data>/identity's place with --identity first; without any, new ones are made, and hosts must be given new credentials. Start the controller, wait until
+shoalctl ahead list shows all hosts, and take them over: shoalctl ahead adopt --all. What hosts were told comes back with ids, names, owners, tags and descriptions: zones,
+clusters, storages, images' records, offerings, networks with their ranges, security groups with their rules, VMs, NICs, volumes, and the accounts that own them. What no host
+had to do with is lost: passwords, users, policies, shares, tasks, accounts that own nothing there, offerings and images that no VM there came from, detached volumes on shared
+storages. See README, Backups.`,
 		Example: `  shoal-controller rebuild --data /var/lib/shoal-controller --identity /etc/shoal/identity`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log, err := logger(cmd.ErrOrStderr(), "info", "console")
@@ -174,7 +176,7 @@ lost: names of all but VMs, descriptions, tags, owners, offerings, images' recor
 			if err := controller.Rebuild(cmd.Context(), cfg); err != nil {
 				return fmt.Errorf("rebuild: %w", err)
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s is ready: start the controller, create zone and cluster, then see shoalctl ahead list -o yaml\n", cfg.Data)
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s is ready: start the controller, then see shoalctl ahead list\n", cfg.Data)
 			return err
 		},
 	}

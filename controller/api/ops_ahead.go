@@ -7,6 +7,7 @@ import (
 
 	"shoal/controller/plan"
 	"shoal/controller/resource"
+	"shoal/subjects"
 )
 
 // AllHosts is what a decision about every held host is about.
@@ -112,7 +113,7 @@ func ahead(g *Registry) {
 	})
 	type aheadAdopt struct {
 		Host    string `json:"host,omitempty" arg:"1" help:"id or name of the host"`
-		All     bool   `json:"all,omitempty" help:"every host that is held and connected"`
+		All     bool   `json:"all,omitempty" help:"every host that is connected and held, or not known"`
 		Cluster string `json:"cluster,omitempty" ref:"cluster" help:"cluster of a host that the state does not know"`
 		Name    string `json:"name,omitempty" help:"name of a host that the state does not know"`
 		Key     string `json:"key,omitempty" help:"public key (U...) of a host that the state does not know; see ahead list -o wide"`
@@ -120,10 +121,15 @@ func ahead(g *Registry) {
 	writes(g, Operation{
 		Kind: resource.KindAhead, Scope: ScopeAdmin, Verb: "adopt", Class: Dangerous, Task: true, Summary: "Take over what a host has",
 		Help: "What the host was told counts: VMs, volumes, NICs and networks that the state does not know are taken over, those that differ are changed, and VMs that the " +
-			"state puts on the host and the host does not have go to the recycle bin. No guest is touched by it. A host that the state does not know is added first.",
+			"state puts on the host and the host does not have go to the recycle bin. No guest is touched by it. A host that the state does not know is added first, with the " +
+			"cluster and zone that its document names; where an older controller wrote that, say which cluster it is in by --cluster, --name and --key.",
 		Example: "shoalctl ahead adopt h1 --wait\nshoalctl ahead adopt --all --wait",
 	}, func(tx resource.Tx, p *aheadAdopt) (Outcome, error) {
 		if p.All || p.Cluster == "" {
+			if _, err := lookup(tx, "host", resource.KindHost, p.Host); !p.All && err != nil && subjects.ValidToken(p.Host) {
+				// Whether it is connected, and says where it belongs, is for the task to find.
+				return Outcome{Subject: resource.Ref{Kind: resource.KindAhead, ID: p.Host}}, nil
+			}
 			return decideAhead(tx, p.Host, p.All)
 		}
 		if tx.Get(resource.KindHost, p.Host) != nil {

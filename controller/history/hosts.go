@@ -167,7 +167,14 @@ func (h *History) Document(ctx context.Context, host string, until time.Time) (*
 	}
 	doc := &Document{Host: host, Gen: head.Gen, At: until, Items: map[string]json.RawMessage{}, Verified: true}
 	again := desired.Head{Host: host, Gen: head.Gen, Items: map[desired.Ref]string{}, Shrink: bits.Shrink, Policy: bits.Policy}
+	told := false
+	for ref := range head.Items {
+		told = told || ref.Kind == desired.KindOrigin
+	}
 	for _, it := range items {
+		if it.Kind == desired.KindOrigin && !told {
+			continue // controllers did not tell yet what documents are made from
+		}
 		// Which transaction made an item what it is, the publisher had found out and recorded.
 		pub := past.published[it.Ref().String()]
 		it.Rev, it.Cause = pub.Rev, pub.Cause

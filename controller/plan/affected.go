@@ -2,6 +2,7 @@ package plan
 
 import (
 	"maps"
+	"reflect"
 	"slices"
 
 	"shoal/controller/resource"
@@ -27,11 +28,12 @@ func Affected(old, changed resource.Resource, before, after resource.Reader) (ho
 		a.resource(old, changed, before)
 		a.resource(changed, old, after)
 	}
-	return a.hosts, false
+	return a.hosts, a.all
 }
 
 type affected struct {
 	hosts         map[string]struct{}
+	all           bool
 	before, after resource.Reader
 }
 
@@ -43,6 +45,9 @@ func (a *affected) add(host string) {
 
 // resource adds the hosts that mention r in the view in. other is what it was or became, nil for nothing.
 func (a *affected) resource(r, other resource.Resource, in resource.Reader) {
+	if other == nil || !reflect.DeepEqual(originOf(r), originOf(other)) {
+		a.origin(r, other != nil, in)
+	}
 	switch x := r.(type) {
 	case *resource.Host:
 		a.host(x, other, in)
@@ -108,8 +113,75 @@ func (a *affected) resource(r, other resource.Resource, in resource.Reader) {
 	case *resource.Volume:
 		a.add(resource.VolumeHost(in, x))
 	default:
-		// Zones, images, offerings and tasks are in no document: what a host must know of an image is in the
-		// volumes that stand on it.
+		// Zones, images and offerings are in documents for a rebuild only, tasks not at all: what a host must know of an image is
+		// in the volumes that stand on it.
+	}
+}
+
+// origin adds the hosts whose documents say that they were made from r, among others.
+func (a *affected) origin(r resource.Resource, changed bool, in resource.Reader) {
+	switch x := r.(type) {
+	case *resource.Account:
+		for _, kind := range resource.Kinds() {
+			if kind == resource.KindAccount {
+				continue
+			}
+			for owned := range in.Owned(kind, x.ID) {
+				a.origin(owned, changed, in)
+			}
+		}
+	case *resource.Zone, *resource.Cluster:
+		// What names a new one, or one that is gone, has changed itself.
+		a.all = a.all || changed
+	case *resource.Host:
+		a.add(x.ID)
+	case *resource.Storage:
+		for _, c := range x.ClusterIDs {
+			for h := range resource.Referrers[*resource.Host](in, resource.KindCluster, c) {
+				a.add(h.ID)
+			}
+		}
+		for v := range resource.Referrers[*resource.Volume](in, resource.KindStorage, x.ID) {
+			a.add(resource.VolumeHost(in, v))
+		}
+	case *resource.Image:
+		a.vmsAndVolumes(in, x.Kind(), x.ID)
+	case *resource.Offering:
+		a.vmsAndVolumes(in, x.Kind(), x.ID)
+	case *resource.DiskOffering:
+		a.vmsAndVolumes(in, x.Kind(), x.ID)
+	case *resource.VXLANPool:
+		for l2 := range resource.Referrers[*resource.L2](in, resource.KindVXLANPool, x.ID) {
+			a.l2(in, l2.ID)
+		}
+	case *resource.L2:
+		a.l2(in, x.ID)
+	case *resource.L3:
+		a.l3(in, x.ID)
+	case *resource.IPRange:
+		a.l3(in, x.L3ID)
+	case *resource.SecGroup:
+		a.groupNICs(in, x.ID)
+		a.naming(in, []string{x.ID})
+	case *resource.SecRule:
+		a.groupNICs(in, x.GroupID)
+	case *resource.VM:
+		a.add(x.HostID)
+	case *resource.NIC:
+		a.nicHost(in, x)
+	case *resource.Volume:
+		a.add(resource.VolumeHost(in, x))
+	default:
+	}
+}
+
+// vmsAndVolumes adds the hosts of those that name a resource.
+func (a *affected) vmsAndVolumes(in resource.Reader, kind resource.Kind, id string) {
+	for vm := range resource.Referrers[*resource.VM](in, kind, id) {
+		a.add(vm.HostID)
+	}
+	for v := range resource.Referrers[*resource.Volume](in, kind, id) {
+		a.add(resource.VolumeHost(in, v))
 	}
 }
 

@@ -48,6 +48,9 @@ func (d *Renderer) Ledger(host string, doc desired.Document) (Ahead, error) {
 	}
 	titles := map[string]string{}
 	for _, ref := range doc.Refs() {
+		if ref.Kind == desired.KindOrigin {
+			continue
+		}
 		old := doc.Items[ref]
 		if ref.Kind == desired.KindDomain {
 			dom, err := desired.DecodeSpec[desired.Domain](old)
@@ -189,6 +192,7 @@ type adopter struct {
 	filters  map[string]desired.SecGroup
 	volumes  map[string]desired.Volume
 	domains  map[string]desired.Domain
+	origins  originSet
 	byBridge map[string]string // layer 2 network by bridge
 	byMAC    map[string]lease
 }
@@ -232,6 +236,7 @@ func (a *adopter) read() (err error) {
 		func() (err error) { a.filters, err = decodeAll[desired.SecGroup](a.doc, desired.KindSecGroup); return },
 		func() (err error) { a.volumes, err = decodeAll[desired.Volume](a.doc, desired.KindVolume); return },
 		func() (err error) { a.domains, err = decodeAll[desired.Domain](a.doc, desired.KindDomain); return },
+		func() (err error) { a.origins, err = readOrigins(a.doc); return },
 	} {
 		if err := read(); err != nil {
 			return err
@@ -249,10 +254,10 @@ func (a *adopter) read() (err error) {
 	return nil
 }
 
-// recovered is the name of a resource of which hosts only know the id.
+// recovered is the name of a resource of which nothing but the id is known.
 func recovered(id string) string { return "recovered-" + short(id) }
 
-// meta is the common part of what is taken over. Hosts do not know whose it was: it is the admin account's, which can give it away.
+// meta is the common part of what is taken over where the document does not tell: it is the admin account's, which can give it away.
 func (a *adopter) meta(id, name string) resource.Meta {
 	return resource.Meta{ID: id, Name: cmp.Or(name, recovered(id)), Owner: resource.AdminAccount}
 }
@@ -263,6 +268,11 @@ func sorted[T any](m map[string]T) []string { return slices.Sorted(maps.Keys(m))
 // shared takes over what VMs stand on and is not known: storages, networks, security groups. What is known is the state's, for
 // other hosts have it, too.
 func (a *adopter) shared() error {
+	a.leaveKnown()
+	if err := a.origins.restore(a.tx, resource.KindAccount, resource.KindZone, resource.KindCluster, resource.KindImage, resource.KindOffering,
+		resource.KindDiskOffering, resource.KindVXLANPool); err != nil {
+		return err
+	}
 	for _, id := range sorted(a.pools) {
 		if err := a.storage(id, a.pools[id]); err != nil {
 			return fmt.Errorf("take over storage %s: %w", id, err)
@@ -273,10 +283,16 @@ func (a *adopter) shared() error {
 			return fmt.Errorf("take over network %s: %w", id, err)
 		}
 	}
+	if err := a.origins.restore(a.tx, resource.KindL3, resource.KindIPRange); err != nil {
+		return err
+	}
 	for _, id := range sorted(a.servers) {
 		if err := a.l3(id, a.servers[id]); err != nil {
 			return fmt.Errorf("take over layer 3 network %s: %w", id, err)
 		}
+	}
+	if err := a.origins.restore(a.tx, resource.KindSecGroup, resource.KindSecRule); err != nil {
+		return err
 	}
 	for _, id := range sorted(a.sets) {
 		if a.tx.Get(resource.KindSecGroup, id) == nil {
@@ -288,10 +304,26 @@ func (a *adopter) shared() error {
 	return nil
 }
 
+// leaveKnown keeps what belongs to known networks and groups from being taken over piece by piece: a rule or range that somebody
+// removed must not come back because one host has not heard of that. A group of which another host knew no more than
+// that rules name it has no rules yet.
+func (a *adopter) leaveKnown() {
+	known := map[string]bool{}
+	for id := range a.origins[resource.KindL3] {
+		known[id] = a.tx.Get(resource.KindL3, id) != nil
+	}
+	for id := range a.origins[resource.KindSecGroup] {
+		known[id] = a.tx.Get(resource.KindSecGroup, id) != nil && (a.onlyNew || !a.empty(id))
+	}
+	maps.DeleteFunc(a.origins[resource.KindIPRange], func(_ string, r resource.Resource) bool { return known[r.(*resource.IPRange).L3ID] })
+	maps.DeleteFunc(a.origins[resource.KindSecRule], func(_ string, r resource.Resource) bool { return known[r.(*resource.SecRule).GroupID] })
+}
+
 func (a *adopter) storage(id string, p desired.Pool) error {
 	old, known := resource.Find[*resource.Storage](a.tx, id)
 	if known {
-		if slices.Contains(old.ClusterIDs, a.host.ClusterID) {
+		o, told := originFrom[*resource.Storage](a.origins, id)
+		if slices.Contains(old.ClusterIDs, a.host.ClusterID) || told && !slices.Contains(o.ClusterIDs, a.host.ClusterID) {
 			return nil
 		}
 		s := resource.Copy(old)
@@ -299,10 +331,15 @@ func (a *adopter) storage(id string, p desired.Pool) error {
 		slices.Sort(s.ClusterIDs)
 		return a.tx.Put(s)
 	}
-	return a.tx.Put(&resource.Storage{
-		Meta: a.meta(id, ""), ZoneID: a.zone, Type: resource.StorageType(p.Type), Path: p.Path, Source: p.Source, MountOptions: p.Options,
-		State: resource.Enabled, Overprovision: 1, ReservedBytes: resource.DefaultReservedBytes, ClusterIDs: []string{a.host.ClusterID},
-	})
+	s, ok := originFrom[*resource.Storage](a.origins, id)
+	if !ok {
+		s = &resource.Storage{
+			Meta: a.meta(id, ""), ZoneID: a.zone, State: resource.Enabled, Overprovision: 1, ReservedBytes: resource.DefaultReservedBytes,
+			ClusterIDs: []string{a.host.ClusterID},
+		}
+	}
+	s.Type, s.Path, s.Source, s.MountOptions = resource.StorageType(p.Type), p.Path, p.Source, p.Options
+	return a.tx.Put(existing(a.tx, s))
 }
 
 func (a *adopter) l2(id string, n desired.NetDev) error {
@@ -312,7 +349,10 @@ func (a *adopter) l2(id string, n desired.NetDev) error {
 		}
 		return nil
 	}
-	l2 := &resource.L2{Meta: a.meta(id, ""), ZoneID: a.zone}
+	l2, ok := originFrom[*resource.L2](a.origins, id)
+	if !ok {
+		l2 = &resource.L2{Meta: a.meta(id, ""), ZoneID: a.zone, ClusterIDs: []string{a.host.ClusterID}}
+	}
 	switch n.Type {
 	case desired.NetDevExisting:
 		l2.Type, l2.Bridge = resource.L2NoVLAN, n.Bridge
@@ -321,19 +361,21 @@ func (a *adopter) l2(id string, n desired.NetDev) error {
 	case desired.NetDevVLAN:
 		l2.Type, l2.Device, l2.VLAN = resource.L2VLAN, n.Device, n.VLAN
 	case desired.NetDevVXLAN:
-		pool, err := a.vxlanPool(n.VXLAN)
+		l2.Type, l2.VNI, l2.ClusterIDs = resource.L2VXLAN, n.VXLAN.VNI, nil
+		var err error
+		if a.tx.Get(resource.KindVXLANPool, l2.PoolID) != nil {
+			err = a.vtep(l2.PoolID, n.VXLAN.Local)
+		} else {
+			l2.PoolID, err = a.vxlanPool(n.VXLAN)
+		}
 		if err != nil {
 			return err
 		}
-		l2.Type, l2.PoolID, l2.VNI = resource.L2VXLAN, pool, n.VXLAN.VNI
 	}
-	if l2.Type != resource.L2VXLAN {
-		l2.ClusterIDs = []string{a.host.ClusterID}
-	}
-	return a.tx.Put(l2)
+	return a.tx.Put(existing(a.tx, l2))
 }
 
-// vxlanPool finds the pool that a tunnel can belong to, or makes one: hosts know no pools.
+// vxlanPool finds the pool that a tunnel can belong to, or makes one, where the document does not tell.
 func (a *adopter) vxlanPool(v *desired.VXLAN) (string, error) {
 	var id string
 	for p := range resource.All[*resource.VXLANPool](a.tx) {
@@ -383,8 +425,8 @@ func (a *adopter) vtep(pool string, local netip.Addr) error {
 	return nil
 }
 
-// l3 takes over a layer 3 network. Its ranges are not known, only what was given out of them: new ranges cover just that, so that
-// nobody gets an address that an operator had kept for something else.
+// l3 takes over a layer 3 network that the document does not tell of. Its ranges are not known, only what was given out of them:
+// new ranges cover just that, so that nobody gets an address that an operator had kept for something else.
 func (a *adopter) l3(id string, s desired.DHCP) error {
 	if a.tx.Get(resource.KindL3, id) == nil {
 		l2 := a.byBridge[s.Bridge]
@@ -436,17 +478,22 @@ func (a *adopter) vm(id string) error {
 	if known && a.onlyNew {
 		return nil
 	}
-	vm := &resource.VM{Meta: a.meta(id, d.Title), Strategy: resource.FewestVMs}
-	if known {
+	vm, told := originFrom[*resource.VM](a.origins, id)
+	switch {
+	case known && told:
+		o := vm
+		vm = resource.Copy(old)
+		vm.Name, vm.Description, vm.Owner, vm.Tags = o.Name, o.Description, o.Owner, o.Tags
+		vm.OfferingID, vm.ImageID, vm.Strategy, vm.Hostname, vm.Destroyed = o.OfferingID, o.ImageID, o.Strategy, o.Hostname, o.Destroyed
+	case known:
 		vm = resource.Copy(old)
 		vm.Name = cmp.Or(d.Title, vm.Name)
+	case !told:
+		vm = &resource.VM{Meta: a.meta(id, d.Title), Strategy: resource.FewestVMs}
 	}
 	vm.ZoneID, vm.ClusterID, vm.HostID = a.zone, a.host.ClusterID, a.host.ID
 	vm.CPUs, vm.MemoryMiB, vm.Machine, vm.CPUMode, vm.StopSeconds, vm.Act = d.CPUs, d.MemoryMiB, d.Machine, d.CPUMode, d.StopSeconds, d.Act
-	if known && vm.Power != desired.PowerOff && d.Power == desired.PowerOff {
-		vm.Force = d.Force
-	}
-	vm.Power, vm.Wish = d.Power, d.Wish
+	vm.Power, vm.Force, vm.Wish = d.Power, d.Force, d.Wish
 	if d.Act != nil {
 		vm.ActSeq = max(vm.ActSeq, d.Act.Seq)
 	}
@@ -499,11 +546,18 @@ func (a *adopter) vm(id string) error {
 }
 
 func (a *adopter) nic(vm *resource.VM, index int, n desired.DomainNIC) error {
-	nic := &resource.NIC{Meta: a.meta(n.ID, ""), Default: index == 0}
-	if old, ok := resource.Find[*resource.NIC](a.tx, n.ID); ok {
+	nic, told := originFrom[*resource.NIC](a.origins, n.ID)
+	if old, ok := resource.Find[*resource.NIC](a.tx, n.ID); ok && !told {
 		nic = resource.Copy(old)
+		nic.Index = index
+	} else if !told {
+		nic = &resource.NIC{Meta: a.meta(n.ID, ""), Default: index == 0, Index: index}
 	}
-	nic.VMID, nic.MAC, nic.Index, nic.Model = vm.ID, n.MAC, index, n.Model
+	nic.VMID, nic.MAC, nic.Model = vm.ID, n.MAC, n.Model
+	if a.tx.Get(resource.KindL3, nic.L3ID) == nil {
+		nic.L3ID = ""
+	}
+	nic.SecGroupIDs = slices.DeleteFunc(slices.Clone(nic.SecGroupIDs), func(g string) bool { return a.tx.Get(resource.KindSecGroup, g) == nil })
 	filter, filtered := a.filters[n.ID]
 	if e, ok := a.byMAC[n.MAC]; ok {
 		nic.L3ID, nic.IP, nic.Default = e.l3, e.entry.IP, !e.entry.NoGateway
@@ -543,11 +597,17 @@ func (a *adopter) plainL3(l2 string) (string, error) {
 // groups are the security groups that make a NIC's filter. Where the groups that it is in make just that, they stay. Otherwise
 // it gets one whose rules are the filter's, since hosts do not know which rule came from which group.
 func (a *adopter) groups(nic *resource.NIC, f desired.SecGroup, filtered bool) ([]string, error) {
-	if !filtered || f.IngressPolicy == desired.Accept && f.EgressPolicy == desired.Accept && len(f.Ingress)+len(f.Egress) == 0 {
-		return nil, nil
+	// Whoever is in a group that counts lets in only what rules say.
+	enabled := filtered && f.IngressPolicy == desired.Drop
+	now, err := NewRenderer(a.tx).filterOf(nic)
+	if err != nil {
+		return nil, err
 	}
-	if now, err := NewRenderer(a.tx).filterOf(nic); err == nil && now.enabled && slices.Equal(now.ingress, f.Ingress) && slices.Equal(now.egress, f.Egress) {
+	if now.enabled == enabled && (!enabled || slices.Equal(now.ingress, f.Ingress) && slices.Equal(now.egress, f.Egress)) {
 		return nic.SecGroupIDs, nil
+	}
+	if !enabled {
+		return nil, nil
 	}
 	// Membership in a group that other rules name shows in its addresses.
 	var ids []string
@@ -615,11 +675,23 @@ func (a *adopter) volume(id string, vm *resource.VM, disk *desired.Disk) error {
 	if !ok {
 		return resource.Conflict("host", "the document does not have it")
 	}
-	v := &resource.Volume{Meta: a.meta(id, ""), Type: resource.VolumeData, State: resource.Enabled, ZoneID: a.zone}
-	if old, ok := resource.Find[*resource.Volume](a.tx, id); ok {
+	v, told := originFrom[*resource.Volume](a.origins, id)
+	old, known := resource.Find[*resource.Volume](a.tx, id)
+	switch {
+	case known && told:
+		o := v
 		v = resource.Copy(old)
-	} else if disk != nil && disk.Boot == 1 {
-		v.Type = resource.VolumeRoot
+		v.Name, v.Description, v.Owner, v.Tags, v.Type, v.State = o.Name, o.Description, o.Owner, o.Tags, o.Type, o.State
+		v.ImageID, v.DiskOfferingID, v.Destroyed = o.ImageID, o.DiskOfferingID, o.Destroyed
+	case known:
+		v = resource.Copy(old)
+	case told:
+		v.ZoneID = a.zone
+	default:
+		v = &resource.Volume{Meta: a.meta(id, ""), Type: resource.VolumeData, State: resource.Enabled, ZoneID: a.zone}
+		if disk != nil && disk.Boot == 1 {
+			v.Type = resource.VolumeRoot
+		}
 	}
 	s, err := resource.Get[*resource.Storage](a.tx, spec.Pool)
 	if err != nil {
@@ -636,7 +708,10 @@ func (a *adopter) volume(id string, vm *resource.VM, disk *desired.Disk) error {
 	v.VMID, v.Target, v.LeavingVMID = "", "", ""
 	v.Expunging, v.TombstoneHostID = false, ""
 	if vm != nil {
-		v.VMID, v.Target, v.Destroyed = vm.ID, disk.Target, resource.Volume{}.Destroyed
+		v.VMID, v.Target = vm.ID, disk.Target
+		if !told {
+			v.Destroyed = resource.Volume{}.Destroyed
+		}
 		if v.Name == recovered(id) {
 			v.Name = vm.Name + "-" + disk.Target
 		}

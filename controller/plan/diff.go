@@ -93,6 +93,7 @@ func DocumentDiff(before, after resource.Reader) ([]HostDiff, error) {
 	return out, nil
 }
 
+// renderOrNothing are the items of a host that it does something about; none for a host that is not there.
 func renderOrNothing(d *Renderer, host string) (map[desired.Ref]desired.Item, error) {
 	out := map[desired.Ref]desired.Item{}
 	if d.r.Get(resource.KindHost, host) == nil {
@@ -103,7 +104,10 @@ func renderOrNothing(d *Renderer, host string) (map[desired.Ref]desired.Item, er
 		return nil, err
 	}
 	for _, it := range items {
-		out[it.Ref()] = it
+		// What a host only keeps does nothing to it.
+		if it.Kind != desired.KindOrigin {
+			out[it.Ref()] = it
+		}
 	}
 	return out, nil
 }

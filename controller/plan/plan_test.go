@@ -174,6 +174,8 @@ func checkItem(t interface {
 		_, err = desired.DecodeSpec[desired.Volume](it)
 	case desired.KindDomain:
 		_, err = desired.DecodeSpec[desired.Domain](it)
+	case desired.KindOrigin:
+		_, err = desired.DecodeSpec[desired.Origin](it)
 	default:
 		err = fmt.Errorf("kind %s", it.Kind)
 	}

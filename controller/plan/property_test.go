@@ -74,8 +74,13 @@ func affectedBy(before, after resource.Reader) map[string]struct{} {
 			old[r.Base().ID] = r
 		}
 		add := func(a, b resource.Resource) {
-			some, _ := plan.Affected(a, b, before, after)
+			some, all := plan.Affected(a, b, before, after)
 			maps.Copy(hosts, some)
+			for h := range after.All(resource.KindHost) {
+				if all {
+					hosts[h.Base().ID] = struct{}{}
+				}
+			}
 		}
 		for r := range after.All(kind) {
 			o := old[r.Base().ID]
@@ -189,6 +194,12 @@ func anyOf[T resource.Resource](t *rapid.T, r resource.Reader, label string) (T,
 func TestRandomOperations(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		e := plantest.NewExample(rapid.Uint64().Draw(t, "seed"), rapid.IntRange(1, 3).Draw(t, "hosts"))
+		for _, id := range []string{"acme", "emca"} {
+			a := &resource.Account{Meta: resource.Meta{ID: id, Name: id}, State: resource.Enabled, Password: "secret-hash", Quotas: map[resource.Quota]uint64{resource.QuotaVMs: 7}}
+			if err := e.Do("account.create", func(tx resource.Tx) error { return tx.Put(a) }); err != nil {
+				t.Fatalf("%v", err)
+			}
+		}
 		docs := renderAll(t, e.View())
 		last := e.View()
 		// follow renders what changed since the last call and compares it with everything rendered anew.
@@ -316,6 +327,19 @@ func TestRandomOperations(t *testing.T) {
 					try("l3.update", func(tx resource.Tx) error { _, err := plan.Update(tx, l3); return err })
 				}
 			},
+			"describe": func(t *rapid.T) {
+				kind := rapid.SampledFrom(resource.Kinds()).Draw(t, "kind")
+				all := slices.Collect(e.View().All(kind))
+				if len(all) == 0 {
+					return
+				}
+				r := all[rapid.IntRange(0, len(all)-1).Draw(t, "which")].Clone()
+				n++
+				m := r.Base()
+				m.Name, m.Description, m.Tags = fmt.Sprintf("n%d", n), "was changed", []string{"prod", m.Name}
+				m.Owner = rapid.SampledFrom([]string{"acme", "emca", "nobody", resource.AdminAccount, ""}).Draw(t, "owner")
+				try(string(kind)+".update", func(tx resource.Tx) error { return tx.Put(r) })
+			},
 			"volume": func(t *rapid.T) {
 				try("volume.create", func(tx resource.Tx) error {
 					_, err := plan.CreateVolume(tx, plan.VolumeSpec{Name: "d", Bytes: 1 << 30})
@@ -398,6 +422,7 @@ func TestRandomOperations(t *testing.T) {
 		if plan.Due(e.View(), e.Now) {
 			t.Errorf("something is still due")
 		}
+		checkRebuild(t, e)
 		for vm := range resource.All[*resource.VM](e.View()) {
 			if vm.Expunging {
 				t.Errorf("VM %s is still being expunged", vm.Name)

@@ -29,13 +29,14 @@ type Renderer struct {
 	ranges  map[string][]*resource.IPRange // by layer 3 network, sorted by start
 	filters map[string]*filter             // by the ids of a NIC's groups
 	sets    map[string]desired.Item        // addrset items by group
+	origs   map[originKey]desired.Item     // origin items of what hosts share
 }
 
 // NewRenderer makes a Renderer of a view.
 func NewRenderer(r resource.Reader) *Renderer {
 	return &Renderer{
 		r: r, l2Hosts: map[string][]string{}, mtus: map[string]mtu{}, ranges: map[string][]*resource.IPRange{}, filters: map[string]*filter{},
-		sets: map[string]desired.Item{},
+		sets: map[string]desired.Item{}, origs: map[originKey]desired.Item{},
 	}
 }
 
@@ -137,6 +138,9 @@ func (d *Renderer) Render(host string) ([]desired.Item, HeadBits, error) {
 				return nil, HeadBits{}, fmt.Errorf("render volume %s: %w", v.ID, err)
 			}
 		}
+	}
+	if err := doc.origins(vms, nics); err != nil {
+		return nil, HeadBits{}, fmt.Errorf("render what host %s is made from: %w", host, err)
 	}
 	items := make([]desired.Item, 0, len(doc.items))
 	for _, it := range doc.items {

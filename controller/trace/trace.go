@@ -308,7 +308,7 @@ func (c *collector) document(rec journal.Recorded) (more bool) {
 		return false
 	}
 	it, ok := itemOf(rec)
-	if !ok || rec.Observed {
+	if !ok || rec.Observed || it.Ref.Kind == desired.KindOrigin { // of which hosts do nothing
 		return true
 	}
 	d := &Document{Ref: it.Ref, Change: "written", Written: rec.At, State: Working}
