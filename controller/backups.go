@@ -132,6 +132,10 @@ func (c *controller) usage(backups *backup.Service) func(ctx context.Context) ([
 			return nil, err
 		}
 		out = append(out, api.SiteUsage{What: "images", About: fmt.Sprintf("%d files in %s/images", n, c.cfg.Data), Bytes: images})
+		index, states, segments, checkpoints := c.past.Usage()
+		out = append(out, api.SiteUsage{
+			What: "history", About: fmt.Sprintf("index of the journal (%d files) and %d checkpoints in %s/history", segments, checkpoints, c.cfg.Data), Bytes: index + states,
+		})
 		if list, err := backups.List(); err == nil {
 			u := api.SiteUsage{What: "backups", About: fmt.Sprintf("%d backups in %s", len(list), c.target)}
 			for _, b := range list {

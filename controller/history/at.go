@@ -149,8 +149,9 @@ func (h *History) stateBefore(ctx context.Context, seq uint64, until time.Time) 
 			best, s, from = at, c.view.state, base{c.obs, c.until}
 		}
 	}
-	n, _ := slices.BinarySearch(checkpoints, seq)
-	for _, at := range slices.Backward(checkpoints[:n]) {
+	n, _ := find(checkpoints, seq)
+	for _, saved := range slices.Backward(checkpoints[:n]) {
+		at := saved.seq
 		if at <= best {
 			break
 		}
@@ -216,7 +217,7 @@ func (h *History) readCheckpoint(ctx context.Context, seq uint64) (*state, *obse
 		h.log.Warn().Err(err).Uint64("seq", seq).Msg("a checkpoint can't be believed and is removed")
 		_ = os.Remove(path)
 		h.mu.Lock()
-		h.checkpoints = slices.DeleteFunc(slices.Clone(h.checkpoints), func(x uint64) bool { return x == seq })
+		h.checkpoints = slices.DeleteFunc(slices.Clone(h.checkpoints), func(c saved) bool { return c.seq == seq })
 		h.mu.Unlock()
 	}
 	return s, obs, c, err

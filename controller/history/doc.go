@@ -11,9 +11,10 @@
 //     segment is immutable; rows that fill none yet are in memory, and are read from the journal again after a start.
 //   - A checkpoint is the whole state after one message, with what hosts had reported then. [History.At] gives a
 //     resource.Reader of any moment: the checkpoint before it, and the journal and HISTORY from there on. Checkpoints are
-//     so close to each other that this takes about as long as reading one of them.
+//     written so close to each other that this takes about as long as reading one of them. Older ones are thinned out, to one an
+//     hour after a day, one a day after a week, one a month after a quarter; moments between them take longer to read.
 //   - What hosts had reported at a moment is what HISTORY has up to then. Where HISTORY does not reach back that far (it
-//     is limited by age and size), the newest older checkpoint speaks, or nobody: then VMs show as Unknown.
+//     is limited by age and size), the newest older checkpoint that is kept speaks, or nobody: then VMs show as Unknown.
 //   - A document of the past is rendered from the journal, with the revisions that HISTORY has, and is compared with the
 //     hashes of the head that the host got.
 //

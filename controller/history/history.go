@@ -68,7 +68,7 @@ type History struct {
 	// ready is set when the index has caught up for the first time; changed is closed when it gets on.
 	changed chan struct{}
 	// checkpoints are those on the disk, oldest first.
-	checkpoints []uint64
+	checkpoints []saved
 	views       []cachedView
 
 	// reopen ends the reading of the journal, so that the directory is looked through again.
@@ -162,7 +162,7 @@ func (h *History) open(ctx context.Context) error {
 		return fmt.Errorf("read directory of the history: %w", err)
 	}
 	var segments []*segment
-	var checkpoints []uint64
+	var checkpoints []saved
 	last := journal.Position{}
 	broken := false
 	drop := func(name string, why error) {
@@ -190,7 +190,15 @@ func (h *History) open(ctx context.Context) error {
 			last = s.Last
 			segments = append(segments, s)
 		case scan(name, &seq):
-			checkpoints = append(checkpoints, seq)
+			c, err := readSaved(filepath.Join(h.cfg.Dir, name))
+			if err == nil && c.seq != seq {
+				err = fmt.Errorf("%w: it is of message %d", errDamaged, c.seq)
+			}
+			if err != nil {
+				drop(name, err)
+				continue
+			}
+			checkpoints = append(checkpoints, c)
 		}
 	}
 	// The newest that the journal still has: everything before it then is of this journal too.
@@ -516,6 +524,7 @@ func (h *History) writeCheckpoints(ctx context.Context) error {
 		}
 		began := time.Now()
 		h.writeCheckpoint(job)
+		h.thinOut(ctx, h.cfg.Clock())
 		written = h.historyEnd(ctx)
 		select {
 		case <-ctx.Done():
@@ -557,10 +566,13 @@ func (h *History) writeCheckpoint(job snapshot) {
 		h.log.Error().Err(err).Msg("checkpoint not written")
 		return
 	}
-	h.mu.Lock()
-	if i, there := slices.BinarySearch(h.checkpoints, job.at.Seq); !there {
-		h.checkpoints = slices.Insert(slices.Clone(h.checkpoints), i, job.at.Seq)
+	info, err := os.Stat(filepath.Join(h.cfg.Dir, checkpointName(job.at.Seq)))
+	if err != nil {
+		h.log.Error().Err(err).Msg("checkpoint not found")
+		return
 	}
+	h.mu.Lock()
+	h.checkpoints = place(h.checkpoints, saved{job.at.Seq, c.Stored, info.Size()})
 	h.mu.Unlock()
 	h.log.Debug().Uint64("seq", job.at.Seq).Int("resources", c.Count).Dur("took", time.Since(began)).Msg("checkpoint written")
 }
