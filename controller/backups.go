@@ -115,6 +115,10 @@ func (c *controller) usage(backups *backup.Service) func(ctx context.Context) ([
 				}
 				// All of it can go but for what there is, which is said once more.
 				s.Older = append(s.Older, site.Older{Age: 0, Bytes: s.Bytes - min(live, s.Bytes)})
+				if s.DenyPurge {
+					s.Older = nil
+					u.About += "; made by an earlier version, so that it can't be compacted before a backup of it was restored"
+				}
 			case subjects.HistoryStream:
 			default:
 				s.Older = nil

@@ -818,6 +818,96 @@ func TestCompact_AndUsage(t *testing.T) {
 	}
 }
 
+// TestCompact_OldJournal: a journal from which nothing can ever be purged is not made larger in vain, and becomes one that can be
+// compacted by a backup and its restoration, as the refusal says.
+func TestCompact_OldJournal(t *testing.T) {
+	dir, pass := t.TempDir(), passphrase(t)
+	target := filepath.Join(dir, "backups")
+	if err := os.Mkdir(target, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	edit := func(c *controller.Config) {
+		c.Backup = controller.BackupConfig{To: target, Seal: backup.SealConfig{PassphraseFile: pass}}
+	}
+	r := run(t, filepath.Join(dir, "a"), edit)
+	zone := id(t, r.call(resource.KindZone, "create", map[string]any{"name": "z"}))
+	for i := range 30 {
+		r.call(resource.KindZone, "update", map[string]any{"id": zone, "description": fmt.Sprint(i)})
+	}
+	journal := func(r *running, data string) jetstream.Stream {
+		key, err := nkeys.CreateUser()
+		if err != nil {
+			t.Fatal(err)
+		}
+		public, err := key.PublicKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys, err := identity.Open(filepath.Join(dir, data, "identity"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		token, err := keys.IssueUser(identity.RoleController, "test", public, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		nc, err := nats.Connect(r.url, nats.RootCAs(filepath.Join(dir, data, controller.CABundle)), nats.UserJWT(func() (string, error) { return token, nil }, key.Sign))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(nc.Close)
+		js, err := jetstream.New(nc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		st, err := js.Stream(t.Context(), subjects.JournalStream)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if data == "a" { // as an earlier version made it
+			cfg := st.CachedInfo().Config
+			cfg.DenyPurge = true
+			if st, err = js.UpdateStream(t.Context(), cfg); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return st
+	}
+	old := journal(r, "a")
+	before := old.CachedInfo().State.Msgs
+	_, err := r.try(resource.KindSite, "compact", nil)
+	var e *resource.Error
+	if !errors.As(err, &e) || e.Code != resource.CodeConflict || !strings.Contains(e.Message, "denied for good") || !strings.Contains(e.Remedy, "shoal-controller restore") {
+		t.Fatalf("compacting it: %#v", err)
+	}
+	info, err := old.Info(t.Context())
+	if err != nil || info.State.Msgs > before+4 || info.State.FirstSeq != 1 { // the task and its end
+		t.Errorf("the refusal left %d messages of %d, from %d, %v", info.State.Msgs, before, info.State.FirstSeq, err)
+	}
+	for _, u := range listed[api.SiteUsage](r, resource.KindSite) {
+		if u.What == subjects.JournalStream && (len(u.Frees) > 0 || !strings.Contains(u.About, "can't be compacted")) {
+			t.Errorf("its usage is %+v", u)
+		}
+	}
+	r.call(resource.KindBackup, "create", nil)
+	want := r.dump()
+	file := filepath.Join(target, r.backups()[0].Name)
+	r.stop()
+	if _, err := controller.Restore(t.Context(), controller.RestoreConfig{
+		From: file, Data: filepath.Join(dir, "b"), Seal: backup.SealConfig{PassphraseFile: pass}, Log: zerolog.Nop(),
+	}); err != nil {
+		t.Fatal(err)
+	}
+	s := run(t, filepath.Join(dir, "b"), edit)
+	s.call(resource.KindSite, "compact", nil)
+	if first := journal(s, "b").CachedInfo().State.FirstSeq; first < before {
+		t.Errorf("the journal still begins with message %d", first)
+	}
+	if diff := cmp.Diff(want, s.dump()); diff != "" {
+		t.Errorf("compacting changed resources (-want +got):\n%s", diff)
+	}
+}
+
 // TestRestore_External: the streams go into an external NATS, which must know the backup's keys first.
 func TestRestore_External(t *testing.T) {
 	dir := t.TempDir()

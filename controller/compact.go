@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -39,6 +40,20 @@ type compactor struct {
 	asked <-chan struct{}
 	log   zerolog.Logger
 	now   func() time.Time
+	// told is set once it was said that nothing can be taken out.
+	told bool
+}
+
+// cantPurge says how a journal that can't be compacted becomes one that can.
+func cantPurge(err error) error {
+	if !errors.Is(err, journal.ErrCantPurge) {
+		return err
+	}
+	return &resource.Error{
+		Code: resource.CodeConflict, Message: err.Error(),
+		Remedy: "make a backup (shoalctl backup create --wait), stop the controller at once, and restore it into an empty directory (shoal-controller restore): " +
+			"the journal made there can be compacted. See README, What takes space",
+	}
 }
 
 // run works until ctx ends.
@@ -81,6 +96,10 @@ func (k *compactor) tasks(ctx context.Context) {
 // compact says once more what there is, and purges what is before the newest round that is older than keep: with 0 all
 // history before now.
 func (k *compactor) compact(ctx context.Context, keep time.Duration) (purged uint64, err error) {
+	// Saying everything once more would make a journal larger from which nothing can go.
+	if err := k.book.CanPurge(ctx); err != nil {
+		return 0, cantPurge(err)
+	}
 	started := k.now()
 	if _, err := k.store.Restate(ctx); err != nil {
 		return 0, err
@@ -119,6 +138,16 @@ func (k *compactor) purge(ctx context.Context, started time.Time, keep time.Dura
 func (k *compactor) auto(ctx context.Context) error {
 	if k.keep <= 0 && k.maxBytes == 0 {
 		return nil
+	}
+	if err := k.book.CanPurge(ctx); err != nil {
+		if errors.Is(err, journal.ErrCantPurge) && !k.told {
+			k.told = true
+			k.log.Error().Err(cantPurge(err)).Msg("journal can't be kept within its limits")
+		}
+		if errors.Is(err, journal.ErrCantPurge) {
+			return nil
+		}
+		return err
 	}
 	messages, bytes, err := k.size(ctx)
 	if err != nil {

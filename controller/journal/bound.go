@@ -11,8 +11,8 @@ import (
 	"shoal/subjects"
 )
 
-// ErrCantPurge says that the stream was made with purging denied, which can't be taken back.
-var ErrCantPurge = errors.New("the journal was made by an earlier version, with purging denied for good: back it up and restore it, then it can be compacted")
+// ErrCantPurge says that the stream was made with purging denied, which the server never takes back.
+var ErrCantPurge = errors.New("the journal was made by an earlier version, with purging denied for good")
 
 // errHeadless says that the beginning of the journal is gone without a round of restating that stands in for it.
 var errHeadless = errors.New("its beginning is gone, so that the truth can't be rebuilt from it: restore a backup")
@@ -110,17 +110,31 @@ func (j *Journal) AppendMark(ctx context.Context, after Position, m Mark) (Posit
 	return j.append(ctx, subjects.JournalMarkSubject, after, b)
 }
 
+// CanPurge is an error that wraps ErrCantPurge where nothing can ever be taken out of the journal.
+func (j *Journal) CanPurge(ctx context.Context) error {
+	short, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	info, err := j.stream.Info(short)
+	if err != nil {
+		return fmt.Errorf("look up the journal: %w", err)
+	}
+	if info.Config.DenyPurge {
+		return fmt.Errorf("purge the journal: %w", ErrCantPurge)
+	}
+	return nil
+}
+
 // Purge takes out what is before a complete round, and nothing else; it returns how many messages that were. It can be cut off
 // and repeated at any moment: all that it takes out is said again behind it.
 func (j *Journal) Purge(ctx context.Context, r Round) (uint64, error) {
+	if err := j.CanPurge(ctx); err != nil {
+		return 0, err
+	}
 	short, cancel := context.WithTimeout(ctx, requestTimeout)
 	info, err := j.stream.Info(short)
 	cancel()
 	if err != nil {
 		return 0, fmt.Errorf("purge the journal: %w", err)
-	}
-	if info.Config.DenyPurge {
-		return 0, fmt.Errorf("purge the journal: %w", ErrCantPurge)
 	}
 	known, err := j.rounds(ctx, max(info.State.FirstSeq, 1), 0)
 	if err != nil {

@@ -26,6 +26,8 @@ type StreamUsage struct {
 	// MaxBytes and MaxAge are its limits; 0 for none.
 	MaxBytes int64
 	MaxAge   time.Duration
+	// DenyPurge says that nothing can ever be taken out.
+	DenyPurge bool
 	// Older is how many bytes the messages take that are older than each of the ages that were asked for.
 	Older []Older
 }
@@ -48,7 +50,7 @@ func (s *Site) Usage(ctx context.Context, ages []time.Duration) ([]StreamUsage, 
 	for info := range list.Info() {
 		u := StreamUsage{
 			Name: info.Config.Name, Description: info.Config.Description, Messages: info.State.Msgs, Bytes: info.State.Bytes,
-			MaxBytes: max(info.Config.MaxBytes, 0), MaxAge: info.Config.MaxAge,
+			MaxBytes: max(info.Config.MaxBytes, 0), MaxAge: info.Config.MaxAge, DenyPurge: info.Config.DenyPurge,
 		}
 		if info.State.Msgs > 0 {
 			u.First, u.Last = info.State.FirstTime, info.State.LastTime
