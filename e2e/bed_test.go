@@ -78,13 +78,14 @@ type bed struct {
 	prefix, net string
 	dir         string // state of this bed: controller data, logs, what boxes see as /shared
 	controller  *process
+	flags       []string          // further flags of the controller
 	hosts       map[string]string // box name to host id
 }
 
 // theBed is the shared bed, up and with its base resources.
 func theBed(t *testing.T) *bed {
 	t.Helper()
-	shared.once.Do(func() { shared.bed, shared.err = newBed() })
+	shared.once.Do(func() { shared.bed, shared.err = newBed(bedPrefix, bedNet) })
 	if shared.err != nil {
 		t.Fatalf("set up the bed: %v", shared.err)
 	}
@@ -102,8 +103,8 @@ func theBed(t *testing.T) *bed {
 	return shared.bed
 }
 
-func newBed() (*bed, error) {
-	b := &bed{prefix: bedPrefix, net: bedNet, dir: filepath.Join(os.TempDir(), "shoal-"+bedPrefix), hosts: map[string]string{}}
+func newBed(prefix, net string, flags ...string) (*bed, error) {
+	b := &bed{prefix: prefix, net: net, dir: filepath.Join(os.TempDir(), "shoal-"+prefix), flags: flags, hosts: map[string]string{}}
 	if err := b.fresh(); err != nil {
 		return nil, err
 	}
@@ -220,8 +221,9 @@ func (b *bed) connected(name string) error {
 }
 
 func (b *bed) startController() error {
-	p, err := b.fabProcess("controller", filepath.Join(repo, "bin/shoal-controller"),
-		"--data", filepath.Join(b.dir, "controller"), "--listen", b.net+".1:4222", "--http", b.net+".1:8480", "--advertise", b.net+".1")
+	p, err := b.fabProcess("controller", filepath.Join(repo, "bin/shoal-controller"), append([]string{
+		"--data", filepath.Join(b.dir, "controller"), "--listen", b.net + ".1:4222", "--http", b.net + ".1:8480", "--advertise", b.net + ".1",
+	}, b.flags...)...)
 	if err != nil {
 		return err
 	}

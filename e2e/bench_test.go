@@ -24,7 +24,7 @@ import (
 // benchBed is the shared bed for a benchmark.
 func benchBed(b *testing.B) *bed {
 	b.Helper()
-	shared.once.Do(func() { shared.bed, shared.err = newBed() })
+	shared.once.Do(func() { shared.bed, shared.err = newBed(bedPrefix, bedNet) })
 	if shared.err != nil {
 		b.Fatalf("set up the bed: %v", shared.err)
 	}
