@@ -329,10 +329,16 @@ func (s *Service) installation() string {
 }
 
 func (s *Service) info(n name, bytes int64) Info {
-	at := strings.TrimSuffix(s.cfg.Target.String(), "/") + "/" + n.String()
+	command := "shoal-controller restore --data /var/lib/shoal-controller "
+	if n.encrypted {
+		command += s.cfg.Seal.opener() + " "
+	}
+	if _, ok := s.cfg.Target.(*sftpTarget); ok {
+		command += "--backup-sftp-key FILE --backup-sftp-known-hosts FILE "
+	}
 	return Info{
 		ID: n.id(), Name: n.String(), State: StateDone, Created: n.at, Seq: n.seq, Bytes: bytes, Encrypted: n.encrypted, Target: s.cfg.Target.String(),
-		Restore: "shoal-controller restore --data /var/lib/shoal-controller " + at,
+		Restore: command + strings.TrimSuffix(s.cfg.Target.String(), "/") + "/" + n.String(),
 	}
 }
 

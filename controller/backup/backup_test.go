@@ -50,6 +50,44 @@ func TestNames(t *testing.T) {
 	}
 }
 
+// TestRestoreCommand: what is shown of a backup holds every flag that restoring it needs.
+func TestRestoreCommand(t *testing.T) {
+	dir := t.TempDir()
+	pass := filepath.Join(dir, "pass")
+	if err := os.WriteFile(pass, []byte("correct horse battery\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	pair, err := age.GenerateX25519Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const login = "--backup-sftp-key FILE --backup-sftp-known-hosts FILE "
+	for _, c := range []struct {
+		to    string
+		seal  SealConfig
+		flags string
+	}{
+		{dir, SealConfig{Plain: true}, ""},
+		{dir, SealConfig{PassphraseFile: pass}, "--backup-passphrase-file FILE "},
+		{"sftp://shoal@10.0.0.9:22/backups", SealConfig{Recipients: []string{pair.Recipient().String()}}, "--backup-key-file FILE " + login},
+	} {
+		seal, err := NewSeal(c.seal)
+		if err != nil {
+			t.Fatal(err)
+		}
+		target, err := NewTarget(c.to, SFTPConfig{KeyFile: pass, KnownHosts: pass})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := &Service{cfg: Config{Target: target, Seal: seal}}
+		n := name{installation: "OABC", at: time.Date(2026, 11, 24, 2, 0, 0, 0, time.UTC), seq: 7, encrypted: seal.Encrypts()}
+		want := "shoal-controller restore --data /var/lib/shoal-controller " + c.flags + c.to + "/" + n.String()
+		if got := s.info(n, 1).Restore; got != want {
+			t.Errorf("to %s it is\n%s, want\n%s", c.to, got, want)
+		}
+	}
+}
+
 // staged makes a staging directory with a stream and a directory with keys.
 func staged(t *testing.T) (staging, keys string) {
 	t.Helper()

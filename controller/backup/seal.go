@@ -92,6 +92,16 @@ func NewSeal(cfg SealConfig) (*Seal, error) {
 // Encrypts reports whether it writes encrypted backups.
 func (s *Seal) Encrypts() bool { return len(s.recipients) > 0 }
 
+// opener is the flag that opens what it writes.
+func (s *Seal) opener() string {
+	for _, r := range s.recipients {
+		if _, ok := r.(*age.ScryptRecipient); ok {
+			return "--backup-passphrase-file FILE"
+		}
+	}
+	return "--backup-key-file FILE"
+}
+
 // Writes reports whether it is decided how backups are written.
 func (s *Seal) Writes() bool { return s.Encrypts() || s.plain }
 
