@@ -102,8 +102,37 @@ func TestDrift_Policies(t *testing.T) {
 	power("paused")
 	b.state(t, "drifter", "Paused", "paused")
 
+	virsh("resume")
+	power("on")
+	pid := b.pid(t, box, v.ID)
+	// As virsh edit does, of which libvirt tells; setvcpus --config is only seen when the host looks at everything again.
+	edit := func(from, to string) {
+		t.Helper()
+		b.in(t, box, "virsh dumpxml --inactive shoal-%s | sed 's|%s|%s|' >/tmp/edited.xml && virsh define /tmp/edited.xml", v.ID, from, to)
+	}
+	edit("<vcpu .*</vcpu>", "<vcpu placement=\"static\">2</vcpu>")
+	eventually(t, 30*time.Second, func() error {
+		var size struct{ CPUs int }
+		if b.get(t, &size, "vm get drifter"); size.CPUs != 2 {
+			return fmt.Errorf("the VM is to have %d CPUs, want 2", size.CPUs)
+		}
+		return nil
+	})
+	b.state(t, "drifter", "Running", "running")
+	if now := b.pid(t, box, v.ID); now != pid {
+		t.Errorf("the QEMU was process %s and is %s", pid, now)
+	}
+	// More than the host has is no wish.
+	edit("<memory .*</memory>", "<memory unit=\"TiB\">8</memory>")
+	eventually(t, 30*time.Second, func() error { return state("held") })
+	if d := b.ctl(t, "drift --host %s -o yaml", v.HostID); !strings.Contains(d, "no room for") {
+		t.Errorf("it does not say why it is held: %s", d)
+	}
+
 	// And by default it is put right.
 	b.ctl(t, "host update %s --drift domain=default", v.HostID)
+	eventually(t, 30*time.Second, func() error { return state("healed") })
+	b.ctl(t, "vm pause drifter --wait")
 	b.ctl(t, "vm resume drifter --wait --request e2e-resume-drifter")
 	virsh("destroy")
 	eventually(t, 30*time.Second, func() error { return state("healed") })

@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
+	libvirtxml "github.com/libvirt/libvirt-go-xml"
 	"github.com/rs/zerolog"
 	"github.com/vishvananda/netlink"
 
@@ -388,11 +389,55 @@ func conformance() []conformanceTest {
 				t.Fatal(err)
 			}
 			more := want
-			more.CPUs++
+			more.Machine = "q35"
 			if found, ok := a.Adopt(id, more, *a.see(id)); ok {
-				t.Errorf("its CPUs differ too, and it is taken over as %+v", found)
+				t.Errorf("its machine differs too, and it is taken over as %+v", found)
 			}
 			adopt(desired.PowerOff, true)
+		}},
+		{"what others did about its size can be taken over", func(t *testing.T, a *agent) {
+			id, want := a.vm(desired.PowerOn)
+			a.must(id, want)
+			edit := func(change func(*libvirtxml.Domain)) {
+				t.Helper()
+				text, err := a.bed.lv.XML(t.Context(), id, false)
+				if err != nil {
+					t.Fatal(err)
+				}
+				var d libvirtxml.Domain
+				if err := d.Unmarshal(text); err != nil {
+					t.Fatal(err)
+				}
+				change(&d)
+				if text, err = d.Marshal(); err != nil {
+					t.Fatal(err)
+				}
+				if err := a.bed.lv.Define(t.Context(), text); err != nil {
+					t.Fatal(err)
+				}
+			}
+			before := a.see(id).Info.ID
+			edit(func(d *libvirtxml.Domain) {
+				d.VCPU = &libvirtxml.DomainVCPU{Placement: "static", Value: 4, Current: 3}
+				d.Memory = &libvirtxml.DomainMemory{Value: uint(want.MemoryMiB+32) << 10, Unit: "KiB"}
+			})
+			a.wantDiff(id, want, "cpus, memory_mib")
+			found, ok := a.Adopt(id, want, *a.see(id))
+			if !ok || found.CPUs != 3 || found.MemoryMiB != want.MemoryMiB+32 || found.Power != desired.PowerOn {
+				t.Fatalf("found %+v, %v", found, ok)
+			}
+			f := a.must(id, found)
+			if !slices.Contains(f.Pending, "cpus") || !slices.Contains(f.Pending, "memory_mib") {
+				t.Errorf("what comes with the next start: %v", f.Pending)
+			}
+			a.wantDiff(id, found, "")
+			if after := a.see(id).Info.ID; after != before {
+				t.Errorf("the guest was %s, and is %s", before, after)
+			}
+			edit(func(d *libvirtxml.Domain) { d.VCPU, d.Devices.Serials[0].Log = &libvirtxml.DomainVCPU{Value: 1}, nil })
+			if found, ok := a.Adopt(id, found, *a.see(id)); ok {
+				t.Errorf("its console differs too, and it is taken over as %+v", found)
+			}
 		}},
 		{"a stop that is called off", func(t *testing.T, a *agent) {
 			id, want := a.vm(desired.PowerOn)

@@ -443,7 +443,9 @@ func (k *Kind) Diff(_ string, want desired.Domain, h Have) string {
 	return strings.Join(what, ", ")
 }
 
-// Adopt implements engine.Adopter: whether a guest runs is taken over, and nothing else. A crash is nobody's wish.
+// Adopt implements engine.Adopter. Whether a guest runs is taken over, and of its definition what a VM has a word for and no other
+// item stands behind: processors, memory, the CPU's model. They come into force at its next start, here as there. A crash
+// is nobody's wish. Disks and NICs stay held: files, addresses and filters belong to them.
 func (k *Kind) Adopt(_ string, want desired.Domain, h Have) (desired.Domain, bool) {
 	if h.Err != nil {
 		return want, false
@@ -459,8 +461,18 @@ func (k *Kind) Adopt(_ string, want desired.Domain, h Have) (desired.Domain, boo
 	default:
 		return want, false
 	}
-	more := len(definitionDiff(found, h)) > 0 || len(plugDiff(found, h)) > 0 || actDue(found, h)
-	return found, found.Power != want.Power && !more
+	has := h.config.view
+	found.CPUs, found.MemoryMiB = has.CPUs, has.MemoryMiB
+	if !h.config.emulated() && has.CPUMode != viewOf(want).CPUMode {
+		found.CPUMode = cmp.Or(has.CPUMode, "none")
+	}
+	sized := found.CPUs != want.CPUs || found.MemoryMiB != want.MemoryMiB || found.CPUMode != want.CPUMode
+	diff := definitionDiff(found, h)
+	if sized && len(diff) == 1 && diff[0] == rewrite {
+		diff = nil // ours again once it is wanted
+	}
+	more := len(diff) > 0 || len(plugDiff(found, h)) > 0 || actDue(found, h)
+	return found, (sized || found.Power != want.Power) && !more && found.Validate() == nil
 }
 
 // plugDiff is how the devices of a running domain differ.
@@ -488,6 +500,9 @@ func plugDiff(want desired.Domain, h Have) []string {
 	return what
 }
 
+// rewrite is how a definition differs that says what is wanted and is not the one that we wrote for it.
+const rewrite = "definition"
+
 // definitionDiff is how the definition of the next start differs.
 func definitionDiff(want desired.Domain, h Have) []string {
 	var what []string
@@ -498,7 +513,7 @@ func definitionDiff(want desired.Domain, h Have) []string {
 	what = append(what, h.config.view.differences(v, h.config.emulated())...)
 	if len(what) == 0 {
 		if hash, err := v.hash(want); err != nil || hash != h.config.mark.Hash || !h.config.marked {
-			what = append(what, "definition")
+			what = append(what, rewrite)
 		}
 	}
 	return what

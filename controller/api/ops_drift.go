@@ -21,7 +21,7 @@ type driftChange struct {
 
 // driftHelp explains the policies where they can be set.
 const driftHelp = "Drift policies: heal puts foreign changes right (as hosts do unless told otherwise), hold reports and touches nothing, adopt takes them over as the new " +
-	"wish where a wish can express them (a VM that was started, stopped or paused on the host) and holds them otherwise. A new wish is always brought about. See shoalctl drift."
+	"wish where a wish can express them (a VM that was started, stopped or paused on the host, or got other CPUs, memory or CPU model there) and holds them otherwise. A new wish is always brought about. See shoalctl drift."
 
 func (d driftChange) apply(into *map[desired.Kind]desired.Policy) error {
 	if len(d.Drift) == 0 {

@@ -2,6 +2,7 @@ package plan_test
 
 import (
 	"encoding/json"
+	"strings"
 	"testing"
 	"time"
 
@@ -97,14 +98,19 @@ func TestAdopt(t *testing.T) {
 		rev    uint64 // 0 for the published one
 		want   desired.Power
 		wished bool
+		cpus   int    // wanted in the end; 0 for what the VM had
+		note   string // why it is held
 	}{
-		"stopped":                       {was: desired.PowerOn, found: found{desired.PowerOff, 0}, policy: desired.PolicyAdopt, want: desired.PowerOff},
-		"paused":                        {was: desired.PowerOn, found: found{desired.PowerPaused, 0}, policy: desired.PolicyAdopt, want: desired.PowerPaused},
-		"started":                       {was: desired.PowerOff, found: found{desired.PowerOn, 0}, policy: desired.PolicyAdopt, want: desired.PowerOn, wished: true},
-		"held":                          {was: desired.PowerOn, found: found{desired.PowerOff, 0}, policy: desired.PolicyHold, want: desired.PowerOn},
-		"healed":                        {was: desired.PowerOn, found: found{desired.PowerOff, 0}, want: desired.PowerOn},
-		"told of an older wish":         {was: desired.PowerOn, found: found{desired.PowerOff, 0}, policy: desired.PolicyAdopt, rev: 1, want: desired.PowerOn},
-		"with more than can be adopted": {was: desired.PowerOn, found: found{desired.PowerOff, 7}, policy: desired.PolicyAdopt, want: desired.PowerOn},
+		"stopped":               {was: desired.PowerOn, found: found{desired.PowerOff, 0}, policy: desired.PolicyAdopt, want: desired.PowerOff},
+		"paused":                {was: desired.PowerOn, found: found{desired.PowerPaused, 0}, policy: desired.PolicyAdopt, want: desired.PowerPaused},
+		"started":               {was: desired.PowerOff, found: found{desired.PowerOn, 0}, policy: desired.PolicyAdopt, want: desired.PowerOn, wished: true},
+		"held":                  {was: desired.PowerOn, found: found{desired.PowerOff, 0}, policy: desired.PolicyHold, want: desired.PowerOn},
+		"healed":                {was: desired.PowerOn, found: found{desired.PowerOff, 0}, want: desired.PowerOn},
+		"told of an older wish": {was: desired.PowerOn, found: found{desired.PowerOff, 0}, policy: desired.PolicyAdopt, rev: 1, want: desired.PowerOn},
+		"larger":                {was: desired.PowerOn, found: found{desired.PowerOn, 7}, policy: desired.PolicyAdopt, want: desired.PowerOn, cpus: 7},
+		"larger and stopped":    {was: desired.PowerOn, found: found{desired.PowerOff, 7}, policy: desired.PolicyAdopt, want: desired.PowerOff, cpus: 7},
+		"larger than its host":  {was: desired.PowerOn, found: found{desired.PowerOn, 1000}, policy: desired.PolicyAdopt, want: desired.PowerOn, note: "no room for 1000 virtual CPUs"},
+		"larger and held":       {was: desired.PowerOn, found: found{desired.PowerOn, 7}, policy: desired.PolicyHold, want: desired.PowerOn},
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := plantest.NewExample(1, 1)
@@ -144,12 +150,21 @@ func TestAdopt(t *testing.T) {
 			if len(report) != 1 || report[0].Resource != "a" || report[0].Count != 2 || report[0].What != "stopped" || !report[0].Since.Equal(e.Now.Add(-time.Minute)) {
 				t.Errorf("report %+v", report)
 			}
+			if report[0].Note != "" != (c.note != "") || !strings.Contains(report[0].Note, c.note) || c.note != "" && report[0].State != resource.DriftHeld {
+				t.Errorf("report %+v, want it held: %s", report, c.note)
+			}
 			if _, err := e.Tick(); err != nil {
 				t.Fatal(err)
 			}
 			now := vmOf(t, e, vm.ID)
 			if now.Power != c.want || (now.Wish > wish) != c.wished {
 				t.Errorf("power %s, want %s; wish %d, was %d", now.Power, c.want, now.Wish, wish)
+			}
+			if c.cpus == 0 {
+				c.cpus = vm.CPUs
+			}
+			if now.CPUs != c.cpus {
+				t.Errorf("%d CPUs, want %d", now.CPUs, c.cpus)
 			}
 			if changed, err := e.Tick(); err != nil || changed {
 				t.Errorf("decided again: %v %v", changed, err)

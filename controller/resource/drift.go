@@ -2,6 +2,8 @@ package resource
 
 import (
 	"cmp"
+	"encoding/json"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -111,6 +113,14 @@ func Drifts(r Reader) []Drift {
 		switch {
 		case st.Phase == desired.PhaseDrifted && len(st.Found) > 0:
 			d.State = DriftAdopting
+			if vm, ok := Find[*VM](r, it.Ref.ID); ok && it.Ref.Kind == desired.KindDomain {
+				if found, ok := FoundDomain(r, vm); ok {
+					d.Note = Untakeable(r, vm, found)
+				}
+			}
+			if d.Note != "" {
+				d.State = DriftHeld
+			}
 		case st.Phase == desired.PhaseDrifted:
 			d.State = DriftHeld
 			if st.Fault != nil && d.Policy == desired.PolicyAdopt {
@@ -158,4 +168,55 @@ func ItemResource(ref desired.Ref) (Kind, string) {
 	default:
 		return "", ""
 	}
+}
+
+// FoundDomain is what a host found in place of a VM's domain, if that is to be taken over and about the VM as it stands.
+func FoundDomain(r Reader, vm *VM) (desired.Domain, bool) {
+	ref := DomainRef(vm.ID)
+	var d desired.Domain
+	if st, ok := r.Observed().Status(vm.HostID, ref); !ok || st.Phase != desired.PhaseDrifted || len(st.Found) == 0 {
+		return d, false
+	}
+	h, ok := Find[*Host](r, vm.HostID)
+	if !ok || DriftPolicy(r, h, ref.Kind) != desired.PolicyAdopt {
+		return d, false
+	}
+	st, ok := Current(r, vm.HostID, ref, vm.Rev)
+	if p, _ := r.Observed().Published(vm.HostID, ref); !ok || st.Rev != p.Rev {
+		return d, false
+	}
+	if json.Unmarshal(st.Found, &d) != nil || d.Validate() != nil {
+		return d, false
+	}
+	return d, true
+}
+
+// Untakeable says why what a host found in place of a VM's domain can't become what is wanted; "" where it can.
+func Untakeable(r Reader, vm *VM, found desired.Domain) string {
+	changed := *vm
+	changed.Power, changed.CPUs, changed.MemoryMiB, changed.CPUMode = found.Power, found.CPUs, found.MemoryMiB, found.CPUMode
+	if err := changed.Validate(); err != nil {
+		return err.Error()
+	}
+	h, ok := Find[*Host](r, vm.HostID)
+	ob := r.Observed().Host(vm.HostID)
+	if !ok || !ob.Reported {
+		return "its host has not reported what it is"
+	}
+	if changed.CPUs <= vm.CPUs && changed.MemoryMiB <= vm.MemoryMiB || changed.Power == desired.PowerOff {
+		return "" // what is off takes no room before it is started, and is placed then
+	}
+	use := UseOfHost(r, vm.HostID)
+	if vm.Power != desired.PowerOff {
+		use.CPUs -= vm.CPUs
+		use.MemoryMiB -= uint64(vm.MemoryMiB) //nolint:gosec // validated
+	}
+	cpus, memory := HostRoom(r, h, ob.Facts.Inventory, use)
+	if changed.CPUs > vm.CPUs && changed.CPUs > cpus {
+		return fmt.Sprintf("the host has no room for %d virtual CPUs: %d are free", changed.CPUs, max(cpus, 0))
+	}
+	if changed.MemoryMiB > vm.MemoryMiB && int64(changed.MemoryMiB) > memory {
+		return fmt.Sprintf("the host has no room for %d MiB of memory: %d MiB are free", changed.MemoryMiB, max(memory, 0))
+	}
+	return ""
 }
