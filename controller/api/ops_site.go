@@ -58,7 +58,8 @@ func notLeading() error {
 func site(g *Registry) {
 	reads(g, Operation{
 		Kind: resource.KindSite, Scope: ScopeAdmin, Verb: "list", Aliases: []string{"usage"}, Result: ResultList, Summary: "Show what takes space",
-		Help: "Streams, buckets, images and backups: how large they are, how fast they grow, their limits, and what would be freed if less history were kept. " +
+		Help: "Streams, buckets, images, the index with its checkpoints, and backups: how large they are, how fast they grow, their limits, and what would be freed if less " +
+			"history were kept. " +
 			"The journal is compacted by shoalctl site compact, or by the controllers' --journal-keep and --journal-max-size; documents' history goes by age and size on its own.",
 		Example: "shoalctl site usage",
 		Columns: []Column{
