@@ -3,10 +3,12 @@ package plan
 import (
 	"fmt"
 	"net/netip"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
 
+	"shoal/agent/networkd"
 	"shoal/desired/kickstart"
 )
 
@@ -14,8 +16,8 @@ import (
 type unit struct {
 	name string
 	// match finds it; netdev makes it, for what is not a piece of hardware.
-	match  string
-	netdev string
+	match  []string
+	netdev *networkd.Unit
 	// network, link, dhcp, ra, routes are the lines of these sections.
 	network, link, dhcp, ra []string
 	// addressed: a line of the kickstart says what addresses it has.
@@ -24,19 +26,6 @@ type unit struct {
 	// under are the devices that this one is made of.
 	under []string
 	at    kickstart.Pos
-}
-
-// bondModes are the numbers of the bonding driver. It is read only.
-var bondModes = []string{"balance-rr", "active-backup", "balance-xor", "broadcast", "802.3ad", "balance-tlb", "balance-alb"}
-
-// bondKeys name options of the driver the way systemd.netdev(5) does, and say what their number counts. It is read only.
-var bondKeys = map[string][2]string{
-	"miimon": {"MIIMonitorSec", "ms"}, "updelay": {"UpDelaySec", "ms"}, "downdelay": {"DownDelaySec", "ms"}, "xmit_hash_policy": {"TransmitHashPolicy"}, "min_links": {"MinLinks"},
-	"ad_select": {"AdSelect"}, "primary_reselect": {"PrimaryReselectPolicy"}, "fail_over_mac": {"FailOverMACPolicy"},
-}
-
-var bridgeKeys = map[string][2]string{
-	"priority": {"Priority"}, "forward-delay": {"ForwardDelaySec"}, "hello-time": {"HelloTimeSec"}, "max-age": {"MaxAgeSec"}, "ageing-time": {"AgeingTimeSec"},
 }
 
 // network writes the units of systemd-networkd.
@@ -59,7 +48,7 @@ func (p *planner) network() {
 	}
 	if len(p.ks.Networks) == 0 {
 		p.note(kickstart.Pos{File: p.file()}, "there is no network line: every interface asks for an address by DHCP")
-		p.units["default"] = &unit{name: "default", match: "Type=ether\nKind=!*\n", addressed: true, network: []string{"DHCP=yes"}, dhcp: []string{"ClientIdentifier=mac"}}
+		p.units["default"] = &unit{name: "default", match: []string{"Type=ether", "Kind=!*"}, addressed: true, network: []string{"DHCP=yes"}, dhcp: []string{"ClientIdentifier=mac"}}
 	}
 	for _, name := range sortedKeys(p.units) {
 		p.units[name].write(p)
@@ -71,17 +60,17 @@ func (p *planner) network() {
 func (p *planner) get(name string, made map[string]bool, at kickstart.Pos) *unit {
 	u := &unit{name: name, at: at}
 	if made[name] && !p.hardware(name) {
-		u.match = "Name=" + name + "\n"
+		u.match = []string{"Name=" + name}
 	} else {
 		nic := p.nic(name, at)
 		if nic == nil {
 			return &unit{name: name}
 		}
-		u.name, u.match = nic.Name, "Name="+nic.Name+"\n"
+		u.name, u.match = nic.Name, []string{"Name=" + nic.Name}
 		if name != nic.Name {
 			// Named by its MAC or found by its cable: it stays this one whatever the kernel calls it. The permanent address is
 			// the one that a VLAN or a bond on top does not share.
-			u.match = "PermanentMACAddress=" + nic.MAC + "\n"
+			u.match = []string{"PermanentMACAddress=" + nic.MAC}
 		}
 	}
 	if have, ok := p.units[u.name]; ok {
@@ -128,10 +117,10 @@ func (p *planner) nic(name string, at kickstart.Pos) *NIC {
 func (p *planner) device(n kickstart.Network, made map[string]bool) {
 	below := p.get(n.Device, made, n.At)
 	if len(n.Bond) > 0 {
-		below.netdev = "Kind=bond\n\n[Bond]\n" + bond(n.BondOptions)
+		below.netdev = networkd.Bond(below.name, n.BondOptions)
 	}
 	if len(n.Bridge) > 0 {
-		below.netdev = "Kind=bridge\n\n[Bridge]\n" + bridge(n.BridgeOptions)
+		below.netdev = networkd.Bridge(below.name, n.BridgeOptions)
 	}
 	for kind, members := range map[string][]string{"Bond": n.Bond, "Bridge": n.Bridge} {
 		for _, m := range members {
@@ -146,7 +135,7 @@ func (p *planner) device(n kickstart.Network, made map[string]bool) {
 	u := below
 	if n.VLAN > 0 {
 		u = p.get(n.Name, map[string]bool{n.Name: true}, n.At)
-		u.netdev = "Kind=vlan\n\n[VLAN]\nId=" + strconv.Itoa(n.VLAN) + "\n"
+		u.netdev = networkd.VLAN(u.name, n.VLAN)
 		u.under = append(u.under, below.name)
 		below.network = append(below.network, "VLAN="+u.name)
 	}
@@ -193,44 +182,26 @@ func describe(n kickstart.Network) string {
 
 func (u *unit) addresses(n kickstart.Network) {
 	u.addressed = true
-	add := func(format string, args ...any) { u.network = append(u.network, fmt.Sprintf(format, args...)) }
-	if n.DHCP {
-		add("DHCP=ipv4")
-		// The same address after a new installation: the default identifier is made from the machine-id.
-		u.dhcp = append(u.dhcp, "ClientIdentifier=mac")
-		if n.NoRoute {
-			u.dhcp = append(u.dhcp, "UseGateway=no")
-		}
-		if n.IgnoreDNS {
-			u.dhcp = append(u.dhcp, "UseDNS=no")
-		}
-	}
-	if n.Auto6 {
-		add("IPv6AcceptRA=yes")
-		if n.NoRoute {
-			u.ra = append(u.ra, "UseGateway=no")
-		}
-	} else {
-		add("IPv6AcceptRA=no")
-		if !n.Static6.IsValid() {
-			add("LinkLocalAddressing=no")
-		}
-	}
-	for _, a := range []netip.Prefix{n.Static, n.Static6} {
-		if a.IsValid() {
-			add("Address=%s", a)
+	a := networkd.Addressing{DHCP: n.DHCP, Auto6: n.Auto6, NoRoute: n.NoRoute, IgnoreDNS: n.IgnoreDNS, DNS: n.DNS, Search: n.Search}
+	for _, p := range []netip.Prefix{n.Static, n.Static6} {
+		if p.IsValid() {
+			a.Static = append(a.Static, p)
 		}
 	}
 	for _, g := range []netip.Addr{n.Gateway, n.Gateway6} {
-		if g.IsValid() && !n.NoRoute {
-			add("Gateway=%s", g)
+		if g.IsValid() {
+			a.Gateways = append(a.Gateways, g)
 		}
 	}
-	for _, d := range n.DNS {
-		add("DNS=%s", d)
-	}
-	if len(n.Search) > 0 {
-		add("Domains=%s", strings.Join(n.Search, " "))
+	for _, s := range a.Sections() {
+		switch s.Name {
+		case "Network":
+			u.network = append(u.network, s.Lines...)
+		case "DHCPv4":
+			u.dhcp = append(u.dhcp, s.Lines...)
+		default:
+			u.ra = append(u.ra, s.Lines...)
+		}
 	}
 	if n.Down {
 		u.link = append(u.link, "ActivationPolicy=down", "RequiredForOnline=no")
@@ -250,62 +221,16 @@ func (p *planner) raise(name string, mtu, depth int) {
 }
 
 func (u *unit) write(p *planner) {
-	if u.netdev != "" {
-		p.out.Files = append(p.out.Files, File{Path: "/etc/systemd/network/10-" + u.name + ".netdev", Mode: 0o644, Content: "[NetDev]\nName=" + u.name + "\n" + u.netdev})
+	if u.netdev != nil {
+		p.text(path.Join(networkd.Dir, networkd.NetDevFile(u.name)), u.netdev.String())
 	}
 	if !u.addressed {
-		u.network = append(u.network, "LinkLocalAddressing=no", "IPv6AcceptRA=no")
+		u.network = append(u.network, networkd.NoAddress()...)
 	}
 	if u.mtu > 0 {
 		u.link = append(u.link, "MTUBytes="+strconv.Itoa(u.mtu))
 	}
-	var content strings.Builder
-	content.WriteString("[Match]\n" + u.match)
-	for _, s := range []struct {
-		name  string
-		lines []string
-	}{{"Link", u.link}, {"Network", u.network}, {"DHCPv4", u.dhcp}, {"IPv6AcceptRA", u.ra}} {
-		if len(s.lines) > 0 {
-			fmt.Fprintf(&content, "\n[%s]\n%s\n", s.name, strings.Join(s.lines, "\n"))
-		}
-	}
-	p.out.Files = append(p.out.Files, File{Path: "/etc/systemd/network/20-" + u.name + ".network", Mode: 0o644, Content: content.String()})
-}
-
-func bond(o map[string]string) string {
-	mode := o["mode"]
-	if n, err := strconv.Atoi(mode); err == nil && n < len(bondModes) {
-		mode = bondModes[n]
-	}
-	if mode == "" {
-		// The driver's own default.
-		mode = "balance-rr"
-	}
-	lines := []string{"Mode=" + mode}
-	if o["miimon"] == "" {
-		lines = append(lines, "MIIMonitorSec=100ms")
-	}
-	for _, k := range sortedKeys(o) {
-		if key, ok := bondKeys[k]; ok {
-			lines = append(lines, key[0]+"="+o[k]+key[1])
-		}
-	}
-	if r := o["lacp_rate"]; r != "" {
-		lines = append(lines, "LACPTransmitRate="+map[string]string{"0": "slow", "1": "fast", "slow": "slow", "fast": "fast"}[r])
-	}
-	return strings.Join(lines, "\n") + "\n"
-}
-
-func bridge(o map[string]string) string {
-	stp := "no"
-	if v := o["stp"]; v == "yes" || v == "on" || v == "true" {
-		stp = "yes"
-	}
-	lines := []string{"STP=" + stp}
-	for _, k := range sortedKeys(o) {
-		if key, ok := bridgeKeys[k]; ok {
-			lines = append(lines, key[0]+"="+o[k])
-		}
-	}
-	return strings.Join(lines, "\n") + "\n"
+	network := networkd.Network(u.match, networkd.Section{Name: "Link", Lines: u.link}, networkd.Section{Name: "Network", Lines: u.network},
+		networkd.Section{Name: "DHCPv4", Lines: u.dhcp}, networkd.Section{Name: "IPv6AcceptRA", Lines: u.ra})
+	p.text(path.Join(networkd.Dir, networkd.NetworkFile(u.name)), network.String())
 }
