@@ -105,6 +105,10 @@ func Run(ctx context.Context, cfg Config) error {
 		a.link.Accepted(doc.Head.Gen)
 		a.engine.Set(doc)
 	}
+	own, err := Network(cfg)
+	if err != nil {
+		return err
+	}
 	group, running := errgroup.WithContext(ctx)
 	group.Go(func() error { return a.engine.Run(running) })
 	group.Go(func() error { return a.link.Run(running) })
@@ -115,6 +119,7 @@ func Run(ctx context.Context, cfg Config) error {
 	group.Go(func() error {
 		return clock.Run(running, func(c desired.Clock) { a.tell(func(f *desired.HostFacts) { f.Clock = &c }) })
 	})
+	group.Go(func() error { own.Watch(running, log, a.link.Reach); return nil })
 	err = group.Wait()
 	if flushErr := marks.Flush(); flushErr != nil {
 		log.Error().Err(flushErr).Msg("what is held by drift policy is not on disk")

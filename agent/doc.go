@@ -8,6 +8,9 @@
 // agent/linux's; how a bare machine gets a system with one is agent/metal's, which is a program of its own, since an initramfs has no room
 // for an agent.
 //
+// The host's own network - names of interfaces, bonds, addresses - is no document's: an operator changes it at the machine by agent/network,
+// and the agent's part is to say that its controller still answers.
+//
 // What a host was last told is in its ledger, so that an agent needs nobody to do its work: it acts on the ledger as soon as it
 // starts, before and without a connection. Ending an agent ends nothing else: guests, DHCP servers, rules and mounts
 // stay, and the next agent finds them.

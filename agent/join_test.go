@@ -3,6 +3,7 @@ package agent_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,7 +14,9 @@ import (
 	"github.com/rs/zerolog"
 
 	"shoal/agent"
+	"shoal/agent/host"
 	"shoal/agent/install"
+	"shoal/agent/network"
 	"shoal/agent/sim/gate"
 	"shoal/agent/sim/netbox"
 )
@@ -78,6 +81,16 @@ func TestJoin(t *testing.T) {
 	if r := g.Renewals(); len(r) == 0 || !r[len(r)-1].Guest {
 		t.Errorf("renewals %+v", r)
 	}
+	// A change of the host's network is seen to work, since the controller answers after it.
+	change := pendingChange(t, data)
+	await("a change that is confirmed", func() bool {
+		own, err := agent.Network(agent.Config{Data: data})
+		if err != nil {
+			t.Fatal(err)
+		}
+		last, err := own.Last()
+		return err == nil && last != nil && last.ID == change && last.Confirmed && last.Why == "the agent reached "+g.URL()
+	})
 
 	var public string
 	for key := range g.Hosts() {
@@ -112,4 +125,28 @@ func TestJoin(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// pendingChange notes a change that was just made, of nothing, and returns its id.
+func pendingChange(t *testing.T, data string) string {
+	t.Helper()
+	up, err := network.Kernel{}.Uptime()
+	if err != nil {
+		t.Fatal(err)
+	}
+	boot, err := network.Kernel{}.Boot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := json.Marshal(network.Pending{ID: "c1", Change: "nothing", Boot: boot, Applied: up, Deadline: up + time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(data, "network"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := host.WriteFile(filepath.Join(data, "network", "pending.json"), b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return "c1"
 }

@@ -29,6 +29,9 @@ type State struct {
 // patience is how long a server has to take a connection.
 const patience = 10 * time.Second
 
+// reachTimeout is how long a server that is there may take to answer a ping.
+const reachTimeout = 3 * time.Second
+
 // dialer lets a context end an attempt.
 type dialer func(network, address string) (net.Conn, error)
 
@@ -204,6 +207,24 @@ func (l *Link) Redial() {
 		// It fails only for a connection that Run has closed.
 		_ = nc.ForceReconnect()
 	}
+}
+
+// Reach asks the server for a sign of life and names it. A connection that gives none is given up for a new one, for which a later call
+// may have more luck.
+func (l *Link) Reach(ctx context.Context) (string, error) {
+	nc := l.nc.Load()
+	if nc == nil || !nc.IsConnected() {
+		l.Redial()
+		return "", errors.New("ask the controller for a sign of life: not connected")
+	}
+	ctx, cancel := context.WithTimeout(ctx, reachTimeout)
+	defer cancel()
+	server := nc.ConnectedUrlRedacted()
+	if err := nc.FlushWithContext(ctx); err != nil {
+		_ = nc.ForceReconnect() // it fails only for a connection that Run has closed
+		return "", fmt.Errorf("ask %s for a sign of life: %w", server, err)
+	}
+	return server, nil
 }
 
 // SetServers takes other servers for the next attempt to connect. It must not be called from OnState.

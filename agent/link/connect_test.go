@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -229,6 +230,99 @@ func TestConnect_OtherServers(t *testing.T) {
 	d.forget()
 	d.g.Start()
 	d.await("a connection", d.has(connected))
+}
+
+// stalling is a way to a server that can be made to swallow what its connections carry.
+type stalling struct {
+	net.Listener
+	to string
+
+	mu    sync.Mutex
+	conns []net.Conn
+	stall chan struct{}
+}
+
+func newStalling(t *testing.T, to string) *stalling {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &stalling{Listener: l, to: to, stall: make(chan struct{})}
+	t.Cleanup(func() {
+		s.Close()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, c := range s.conns {
+			c.Close()
+		}
+	})
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			out, err := net.Dial("tcp", to)
+			if err != nil {
+				c.Close()
+				continue
+			}
+			s.mu.Lock()
+			s.conns = append(s.conns, c, out)
+			stall := s.stall
+			s.mu.Unlock()
+			for _, pair := range [][2]net.Conn{{c, out}, {out, c}} {
+				go func() {
+					b := make([]byte, 4096)
+					for {
+						n, err := pair[0].Read(b)
+						if err != nil {
+							pair[1].Close()
+							return
+						}
+						select {
+						case <-stall:
+						default:
+							_, _ = pair[1].Write(b[:n])
+						}
+					}
+				}()
+			}
+		}
+	}()
+	return s
+}
+
+// Stall has the connections that there are carry nothing any more. New ones do.
+func (s *stalling) Stall() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	close(s.stall)
+	s.stall = make(chan struct{})
+}
+
+// TestReach: a connection that looks alive and carries nothing is no sign of life, and is given up for one that is.
+func TestReach(t *testing.T) {
+	t.Parallel()
+	d := newDoorway(t, "tls://127.0.0.1:1", time.Hour)
+	if _, err := d.l.Reach(t.Context()); err == nil {
+		t.Error("reached nobody")
+	}
+	way := newStalling(t, strings.TrimPrefix(d.g.URL(), "tls://"))
+	if err := d.l.SetServers([]string{"tls://" + way.Addr().String()}); err != nil {
+		t.Fatal(err)
+	}
+	reached := func() bool {
+		who, err := d.l.Reach(t.Context())
+		return err == nil && who == "tls://"+way.Addr().String()
+	}
+	d.await("a sign of life", reached)
+	way.Stall()
+	if _, err := d.l.Reach(t.Context()); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a connection that carries nothing gave a sign of life: %v", err)
+	}
+	d.await("a sign of life on a new connection", reached)
 }
 
 func TestWait_Refused(t *testing.T) {

@@ -22,6 +22,8 @@ const (
 
 	AgentUnit      = "shoal-agent.service"
 	ControllerUnit = "shoal-controller.service"
+	// RollbackUnit is pulled in by the agent's.
+	RollbackUnit = "shoal-network-rollback.service"
 
 	AgentData      = "/var/lib/shoal-agent"
 	ControllerData = "/var/lib/shoal-controller"
@@ -64,6 +66,7 @@ const (
 func AgentFiles() []File {
 	return []File{
 		text(AgentUnitPath, agentUnit),
+		text(unitDir+RollbackUnit, rollbackUnit),
 		text("/etc/sysctl.d/60-shoal.conf", settings),
 		text("/etc/modules-load.d/shoal.conf", strings.Join(Modules, "\n")+"\n"),
 	}
@@ -74,7 +77,7 @@ func AgentFiles() []File {
 const agentUnit = `[Unit]
 Description=Shoal agent
 After=network.target libvirtd.service
-Wants=libvirtd.service
+Wants=libvirtd.service ` + RollbackUnit + `
 StartLimitIntervalSec=0
 
 [Service]
@@ -90,6 +93,22 @@ LimitNOFILE=65536
 
 [Install]
 WantedBy=multi-user.target
+`
+
+// rollbackUnit takes back, before the network comes up, a change of the host's network that was pending when the machine went down.
+const rollbackUnit = `[Unit]
+Description=Roll back a change of the network that nobody confirmed
+ConditionPathExists=` + AgentData + `/network/pending.json
+DefaultDependencies=no
+RequiresMountsFor=` + AgentData + ` ` + BinDir + `
+After=local-fs.target
+Before=network-pre.target systemd-networkd.service shutdown.target
+Wants=network-pre.target
+Conflicts=shutdown.target
+
+[Service]
+Type=oneshot
+ExecStart=` + BinDir + `/shoal-agent net guard --boot
 `
 
 // settings are what the kernel of a host must be told. Modules are loaded before them, since the keys are theirs.

@@ -33,14 +33,14 @@ func TestUnits(t *testing.T) {
 		write(program, "#!/bin/true\n", 0o755)
 	}
 	// What the units order themselves by.
-	for _, unit := range []string{"network.target", "multi-user.target", "sysinit.target", "basic.target", "shutdown.target"} {
+	for _, unit := range []string{"network.target", "multi-user.target", "sysinit.target", "basic.target", "shutdown.target", "network-pre.target", "local-fs.target"} {
 		write("/usr/lib/systemd/system/"+unit, "[Unit]\nDescription="+unit+"\n", 0o644)
 	}
 	write("/usr/lib/systemd/system/libvirtd.service", "[Service]\nExecStart=/bin/chown\n", 0o644)
 	for _, f := range slices.Concat(layout.AgentFiles(), layout.ControllerFiles()) {
 		write(f.Path, f.Content, f.Mode)
 	}
-	for _, unit := range []string{layout.AgentUnit, layout.ControllerUnit} {
+	for _, unit := range []string{layout.AgentUnit, layout.RollbackUnit, layout.ControllerUnit} {
 		out, err := exec.Command(analyze, "verify", "--man=no", "--root="+root, unit).CombinedOutput()
 		if err != nil || len(out) > 0 {
 			t.Errorf("%s: %v\n%s", unit, err, out)
