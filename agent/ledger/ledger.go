@@ -443,3 +443,19 @@ func sameHead(a, b desired.Head) bool {
 func sameItem(a, b desired.Item) bool {
 	return a.Kind == b.Kind && a.ID == b.ID && a.Rev == b.Rev && a.Cause == b.Cause && slices.Equal(a.Needs, b.Needs) && bytes.Equal(a.Spec, b.Spec)
 }
+
+// Read is the accepted document of a ledger that a running agent may have open; ok is false where there is none. It changes nothing, and
+// leaves damage for Open to speak of.
+func Read(dir string) (doc desired.Document, ok bool, err error) {
+	// While the log is compacted it may be missing for a moment, and is the spare then.
+	for _, name := range []string{logFile, spareFile} {
+		raw, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return desired.Document{}, false, fmt.Errorf("read ledger: %w", err)
+		}
+		if got := replay(raw); got.state.has {
+			return got.state.doc, true, nil
+		}
+	}
+	return desired.Document{}, false, nil
+}

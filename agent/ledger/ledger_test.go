@@ -97,6 +97,26 @@ func TestAccept_SurvivesReopen(t *testing.T) {
 	}
 }
 
+// TestRead: another process sees what is accepted, while the ledger is open, and where only the spare is there.
+func TestRead(t *testing.T) {
+	dir := t.TempDir()
+	if _, ok, err := Read(dir); ok || err != nil {
+		t.Fatalf("a document out of nothing: %v", err)
+	}
+	l := mustOpen(t, dir)
+	want := document(t, 7, item(t, desired.KindDomain, "a", 5, "x"))
+	mustAccept(t, l, want)
+	for range 2 {
+		got, ok, err := Read(dir)
+		if err != nil || !ok || !cmp.Equal(want, got) {
+			t.Fatalf("%v, %v: %s", ok, err, cmp.Diff(want, got))
+		}
+		if err := os.Rename(filepath.Join(dir, logFile), filepath.Join(dir, spareFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestDocument_IsACopy(t *testing.T) {
 	l := mustOpen(t, t.TempDir())
 	doc := document(t, 1, item(t, desired.KindDomain, "a", 1, "x"))
