@@ -45,6 +45,8 @@ type Config struct {
 	Data string
 	// Libvirt is libvirtd's socket.
 	Libvirt string
+	// Archives is where the console puts logs and backups.
+	Archives string
 	// Version is told to the controller.
 	Version string
 	Log     zerolog.Logger

@@ -9,7 +9,8 @@
 // for an agent.
 //
 // The host's own network - names of interfaces, bonds, addresses - is no document's: an operator changes it at the machine by agent/network,
-// and the agent's part is to say that its controller still answers.
+// and the agent's part is to say that its controller still answers. The screen of a host, agent/console, is a program beside the agent, which reads
+// what that leaves on the disk.
 //
 // What a host was last told is in its ledger, so that an agent needs nobody to do its work: it acts on the ledger as soon as it
 // starts, before and without a connection. Ending an agent ends nothing else: guests, DHCP servers, rules and mounts

@@ -108,6 +108,10 @@ func TestShoal(t *testing.T) {
 			if got := strings.Join(units, " "); got != want.units {
 				t.Errorf("units: %s, want %s", got, want.units)
 			}
+			console, err := os.ReadFile(filepath.Join(root, "etc/systemd/system/getty@tty1.service.d/shoal.conf"))
+			if has := err == nil && strings.Contains(string(console), "\nExecStart=\nExecStart=-"+layout.BinDir+"/shoal-agent console --login\n"); has != (mode != desired.ModeExpert) {
+				t.Errorf("the console on tty1: %q, %v", console, err)
+			}
 			var programs []string
 			entries, err := os.ReadDir(filepath.Join(root, layout.BinDir))
 			if err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -36,7 +36,7 @@ func (i *installer) shoal(root string) ([]string, error) {
 	}
 	var files []layout.File
 	if programs[layout.Agent] {
-		files = append(files, layout.AgentFiles()...)
+		files = append(append(files, layout.AgentFiles()...), layout.Console())
 		units = append(units, layout.AgentUnit, "libvirtd.service")
 	}
 	if programs[layout.Controller] {

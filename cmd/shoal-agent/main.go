@@ -81,7 +81,7 @@ It needs root, a running libvirtd, and dnsmasq, iptables, ipset, ebtables and qe
 		flags.StringVar(&cfg.Creds, "creds", "", "credentials file of this host from shoalctl host add --creds-out, for a host that did not join")
 		flags.StringVar(&cfg.CA, "ca", "", "with --creds: file with the certificates that the controllers' must be signed by")
 	}
-	cmd.AddCommand(join(&cfg), installCommand(&cfg), uninstallCommand(&cfg), net(&cfg))
+	cmd.AddCommand(join(&cfg), installCommand(&cfg), uninstallCommand(&cfg), net(&cfg), screen(&cfg), logs(&cfg))
 	return cmd
 }
 

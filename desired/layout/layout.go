@@ -111,6 +111,12 @@ Type=oneshot
 ExecStart=` + BinDir + `/shoal-agent net guard --boot
 `
 
+// Console has the node's console on the first screen of a machine that is nothing but a host, in the place of a login; those are on the
+// other screens. As a part of getty's own unit it takes the terminal over as that does, and nothing has to be switched off for it.
+func Console() File {
+	return text(unitDir+"getty@tty1.service.d/shoal.conf", "[Service]\nExecStart=\nExecStart=-"+BinDir+"/shoal-agent console --login\n")
+}
+
 // settings are what the kernel of a host must be told. Modules are loaded before them, since the keys are theirs.
 const settings = "# Guests behind bridges are filtered by iptables, and networks are routed.\nnet.ipv4.ip_forward=1\nnet.bridge.bridge-nf-call-iptables=1\nnet.bridge.bridge-nf-call-ip6tables=1\n"
 
