@@ -248,7 +248,7 @@ func (p *parser) check(title string, ws []string, at Pos, options []string, leas
 		name, value, given := strings.Cut(strings.TrimPrefix(w, "--"), "=")
 		at := slices.IndexFunc(options, func(o string) bool { return strings.HasPrefix(o, name+" ") })
 		if at < 0 || !strings.HasPrefix(w, "--") {
-			p.fail(c.at, near(name, options), "%s has no option %s", title, strings.SplitN(w, "=", 2)[0])
+			p.fail(c.at, Near(name, options), "%s has no option %s", title, strings.SplitN(w, "=", 2)[0])
 			continue
 		}
 		o := parseOption(options[at])
@@ -329,8 +329,8 @@ func yesNo(s string) (yes, ok bool) {
 	return false, false
 }
 
-// near suggests the name that a wrong one was probably meant to be.
-func near[S ~[]string](wrong string, from S) string {
+// Near suggests the name that a wrong one was probably meant to be.
+func Near[S ~[]string](wrong string, from S) string {
 	best, distance := "", 3
 	for _, s := range from {
 		s, _, _ = strings.Cut(s, " ")

@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// words splits a line as a shell would: quotes, backslashes, and comments at the beginning of a word.
-func words(line string) ([]string, error) {
+// Words splits a line as a shell would: quotes, backslashes, and comments at the beginning of a word.
+func Words(line string) ([]string, error) {
 	var out []string
 	var word strings.Builder
 	in := false

@@ -70,7 +70,7 @@ func (p *parser) file(name string, text []byte, depth int) {
 		if len(head) == 0 || strings.HasPrefix(head[0], "#") {
 			continue
 		}
-		ws, err := words(lines[i])
+		ws, err := Words(lines[i])
 		if err != nil {
 			p.fail(at, "", "%v", err)
 			ws = head
@@ -143,7 +143,7 @@ func (p *parser) directive(ws []string, at Pos) {
 	d, ok := directives[name]
 	if !ok {
 		names := append(slices.Sorted(maps.Keys(directives)), slices.Sorted(maps.Keys(aliases))...)
-		p.fail(at, near(name, names), "unknown directive %q", ws[0])
+		p.fail(at, Near(name, names), "unknown directive %q", ws[0])
 		return
 	}
 	if d.refuse != "" {
@@ -167,7 +167,7 @@ func (p *parser) section(ws, body []string, at Pos) {
 	name := strings.TrimPrefix(ws[0], "%")
 	s, ok := sections[name]
 	if !ok {
-		p.fail(at, near(name, slices.Sorted(maps.Keys(sections))), "unknown section %q", ws[0])
+		p.fail(at, Near(name, slices.Sorted(maps.Keys(sections))), "unknown section %q", ws[0])
 		return
 	}
 	least, most := s.min, s.max
@@ -203,7 +203,7 @@ func (p *parser) section(ws, body []string, at Pos) {
 func (p *parser) packages(c *command, body []string, at Pos) {
 	p.ks.Packages.IgnoreMissing = p.ks.Packages.IgnoreMissing || c.has("ignoremissing")
 	for i, line := range body {
-		ws, err := words(line)
+		ws, err := Words(line)
 		at := Pos{at.File, at.Line + 1 + i}
 		switch {
 		case err != nil:

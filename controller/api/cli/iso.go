@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"shoal/controller/iso"
+	"shoal/controller/iso/anaconda"
 	"shoal/desired"
 	"shoal/desired/kickstart"
 )
@@ -120,6 +121,7 @@ The installation image is made by ./scripts/task iso-image in the source tree. T
 	f.StringVar(&r.Keyboard, "keyboard", "us", "keyboard layout")
 	f.StringArrayVar(&r.NTP, "ntp", nil, "time server")
 	f.StringArrayVar(&r.Args, "arg", nil, "kernel argument of the installed system")
+	f.StringArrayVar(&req.Args, "boot-arg", nil, "kernel argument of the installer itself, beside what it has anyway")
 	f.IntVar(&req.MenuSeconds, "menu-seconds", 5, "how long the boot menu waits")
 	f.StringVar(&image, "image", first(a.Getenv("SHOAL_INSTALL_IMAGE"), defaultImage), "installation image")
 	f.StringVarP(&out, "output", "o", "", "ISO file to write")
@@ -167,23 +169,50 @@ func (a *App) writeMedium(cmd *cobra.Command, req iso.Request, image, out, pxe s
 }
 
 func (a *App) isoCheckCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "check KICKSTART", Short: "Check a kickstart file as the installer does", Args: cobra.ExactArgs(1), Example: "  shoalctl iso check my.ks",
-		Long: "Report every line that the installer would refuse, and what it would leave out. What depends on the machine, such as its disks, shows there only.",
+	var release string
+	cmd := &cobra.Command{
+		Use: "check KICKSTART", Short: "Check a kickstart file as the installer does", Args: cobra.ExactArgs(1),
+		Example: "  shoalctl iso check my.ks\n  shoalctl iso check --rhel 9 my.ks",
+		Long: `Report every line that the installer would refuse, and what it would leave out. What depends on the machine, such as its disks, shows there only.
+
+With --rhel the installer is Anaconda of that release of the RHEL family, as on a medium made with iso build --base: what differs between the releases is put
+into its words, which is reported, and the rest is checked as ksvalidator does.`,
 		RunE: func(_ *cobra.Command, args []string) error {
 			b, err := os.ReadFile(args[0])
 			if err != nil {
 				return fmt.Errorf("read the kickstart: %w", err)
 			}
-			ks, err := kickstart.Parse(kickstart.Source{Name: args[0], Text: b, Open: os.ReadFile, Early: true})
+			notes, err := checkKickstart(kickstart.Source{Name: args[0], Text: b, Open: os.ReadFile, Early: true}, release)
 			if err != nil {
 				return usage(err)
 			}
-			for _, n := range ks.Notes {
+			for _, n := range notes {
 				a.tell("note: %s\n", n)
 			}
 			_, err = fmt.Fprintln(a.Out, "ok")
 			return err
 		},
 	}
+	cmd.Flags().StringVar(&release, "rhel", "", "check it for Anaconda of this release, 7 to 10")
+	return cmd
+}
+
+// checkKickstart is by our installer's rules, or by those of a release of the RHEL family.
+func checkKickstart(src kickstart.Source, release string) ([]kickstart.Note, error) {
+	if release == "" {
+		ks, err := kickstart.Parse(src)
+		if err != nil {
+			return nil, err
+		}
+		return ks.Notes, nil
+	}
+	r, err := anaconda.ParseRelease(release)
+	if err != nil {
+		return nil, fmt.Errorf("--rhel: %w", err)
+	}
+	adapted, err := anaconda.Adapt(src, r)
+	if err != nil {
+		return nil, err
+	}
+	return adapted.Notes, nil
 }
