@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"path"
 	"strings"
 
@@ -15,6 +16,8 @@ const sector = 2048
 
 // errFormat is in the error of a file that is no image of ours.
 var errFormat = errors.New("this is not an installation image of Shoal")
+
+var errDirectory = errors.New("a directory of the image is damaged")
 
 // extent is where a file lies in an image: files of ISO 9660 are in one piece.
 type extent struct {
@@ -27,36 +30,50 @@ type image struct {
 	r    io.ReaderAt
 	size int64
 	root extent
+	// volume is the primary volume descriptor.
+	volume []byte
 }
 
+// openImage opens an installation image of ours.
 func openImage(r io.ReaderAt, size int64) (*image, error) {
+	i, err := openVolume(r, size)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errFormat, err)
+	}
+	if i.label() != desired.MediumLabel {
+		return nil, fmt.Errorf("%w: its label is %q, not %q", errFormat, i.label(), desired.MediumLabel)
+	}
+	return i, nil
+}
+
+// openVolume opens an image of anybody's.
+func openVolume(r io.ReaderAt, size int64) (*image, error) {
 	b := make([]byte, sector)
 	if _, err := r.ReadAt(b, 16*sector); err != nil {
-		return nil, fmt.Errorf("%w: it has no volume descriptor: %w", errFormat, err)
+		return nil, fmt.Errorf("it has no volume descriptor: %w", err)
 	}
 	if b[0] != 1 || string(b[1:6]) != "CD001" {
-		return nil, fmt.Errorf("%w: it is no ISO 9660 file system", errFormat)
-	}
-	if label := strings.TrimRight(string(b[40:72]), " \x00"); label != desired.MediumLabel {
-		return nil, fmt.Errorf("%w: its label is %q, not %q", errFormat, label, desired.MediumLabel)
+		return nil, errors.New("it is no ISO 9660 file system")
 	}
 	if want := int64(binary.LittleEndian.Uint32(b[80:])) * sector; want > size {
 		return nil, fmt.Errorf("the image is not complete: it has %d bytes of %d", size, want)
 	}
-	i := &image{r: r, size: size}
+	i := &image{r: r, size: size, volume: b}
 	var err error
 	i.root, _, err = i.record(b[156:190])
 	return i, err
 }
 
+func (i *image) label() string { return strings.TrimRight(string(i.volume[40:72]), " \x00") }
+
 // record takes a directory record apart.
 func (i *image) record(b []byte) (extent, string, error) {
 	if len(b) < 34 || 33+int(b[32]) > len(b) {
-		return extent{}, "", fmt.Errorf("%w: a directory is damaged", errFormat)
+		return extent{}, "", errDirectory
 	}
 	e := extent{offset: int64(binary.LittleEndian.Uint32(b[2:])) * sector, size: int64(binary.LittleEndian.Uint32(b[10:])), dir: b[25]&2 != 0}
 	if e.offset+e.size > i.size {
-		return e, "", fmt.Errorf("%w: a directory names what lies behind the end", errFormat)
+		return e, "", fmt.Errorf("%w: it names what lies behind the end", errDirectory)
 	}
 	n := int(b[32])
 	name, _, _ := strings.Cut(string(b[33:33+n]), ";")
@@ -88,7 +105,7 @@ func (i *image) find(name string) (extent, error) {
 
 func (i *image) in(dir extent, part string) (extent, error) {
 	if !dir.dir || dir.size > 1<<20 {
-		return extent{}, errFormat
+		return extent{}, errDirectory
 	}
 	b := make([]byte, dir.size)
 	if _, err := i.r.ReadAt(b, dir.offset); err != nil {
@@ -102,7 +119,7 @@ func (i *image) in(dir extent, part string) (extent, error) {
 			continue
 		}
 		if at+n > len(b) {
-			return extent{}, errFormat
+			return extent{}, errDirectory
 		}
 		e, name, err := i.record(b[at : at+n])
 		if err != nil {
@@ -113,7 +130,7 @@ func (i *image) in(dir extent, part string) (extent, error) {
 		}
 		at += n
 	}
-	return extent{}, fmt.Errorf("%w: it has no such file", errFormat)
+	return extent{}, fmt.Errorf("it has no such file: %w", fs.ErrNotExist)
 }
 
 // open reads a file.
@@ -131,7 +148,7 @@ func (i *image) read(name string, most int64) ([]byte, error) {
 		return nil, err
 	}
 	if r.Size() > most {
-		return nil, fmt.Errorf("%s has %d bytes: %w", name, r.Size(), errFormat)
+		return nil, fmt.Errorf("%s has %d bytes, more than %d", name, r.Size(), most)
 	}
 	return io.ReadAll(r)
 }

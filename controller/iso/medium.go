@@ -77,10 +77,8 @@ func New(r io.ReaderAt, size int64, req Request) (*Medium, error) {
 		return nil, err
 	}
 	m := &Medium{img: img, host: desired.HostMedium{Mode: req.Mode, Token: req.Token}, Notes: ks.Notes}
-	for _, a := range req.Args {
-		if a == "" || strings.ContainsAny(a, " \t\n\"'\\`;{}$|&<>") {
-			return nil, fmt.Errorf("the kernel argument %q holds a space or a sign that the boot loader would read", a)
-		}
+	if err := checkArgs(req.Args); err != nil {
+		return nil, err
 	}
 	if err := m.identify(req, includes); err != nil {
 		return nil, err

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -30,6 +31,7 @@ func (a *App) isoBuildCommand() *cobra.Command {
 		r                                                iso.Recipe
 		req                                              iso.Request
 		mode, file, image, out, pxe, hashFile, tokenFile string
+		vendor                                           vendorFlags
 		keyFiles                                         []string
 	)
 	cmd := &cobra.Command{
@@ -44,13 +46,21 @@ a mirror. Without --disk the machine must have one disk only.
 With --kickstart all that the flags from --disk to --arg say is said by that file instead, in the language of Anaconda; it and the files that it
 includes are checked here as the installer checks them. Files below /tmp may be written by its %pre.
 
-The installation image is made by ./scripts/task iso-image in the source tree. The medium holds the token: keep it safe.`,
+The installation image is made by ./scripts/task iso-image in the source tree. The medium holds the token: keep it safe.
+
+With --base the medium is a vendor's instead, a DVD of RHEL, AlmaLinux, Rocky Linux, CentOS or Oracle Linux 7 to 10 for x86_64, with the kickstart, Shoal's programs and
+the packages of --packages added. Anaconda installs from it, by the same kickstart in the words of that release; how the medium starts, its label and its
+self-check stay. This needs xorriso, mtools, dosfstools and isomd5sum, and createrepo_c for --packages.`,
 		Example: `  shoalctl host token create --cluster c1 --approve manual --ttl 24h -q >join.token
   shoalctl iso build --mode compute --token-file join.token --disk serial=S3Z8NB0K --erase --ssh-key ~/.ssh/id_ed25519.pub -o host.iso
   shoalctl iso build --mode compute --token-file join.token --bond bond0=eno1,eno2,mode=lacp --vlan 120 --net 10.20.0.11/24,gateway=10.20.0.1,dns=10.20.0.2 -o h1.iso
-  shoalctl iso build --mode expert --kickstart my.ks --pxe /srv/tftp`,
+  shoalctl iso build --mode expert --kickstart my.ks --pxe /srv/tftp
+  shoalctl iso build --mode compute --token-file join.token --base Rocky-9.5-x86_64-dvd.iso --packages rpms/ --disk sda --erase --ssh-key id_ed25519.pub -o h1.iso`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			r.Mode, req.Mode = desired.Mode(mode), desired.Mode(mode)
+			if err := vendor.fit(cmd, out); err != nil {
+				return usage(err)
+			}
 			if out == "" && pxe == "" {
 				return usage(errors.New("say where to: -o FILE, --pxe DIRECTORY or both"))
 			}
@@ -88,6 +98,9 @@ The installation image is made by ./scripts/task iso-image in the source tree. T
 					}
 					r.Keys = append(r.Keys, strings.Split(strings.TrimSpace(string(b)), "\n")...)
 				}
+				if vendor.base != "" && !cmd.Flags().Changed("lang") {
+					r.Lang = "en_US.UTF-8" // not all releases have C.UTF-8
+				}
 				text, err := r.Kickstart()
 				if err != nil {
 					return usage(err)
@@ -99,6 +112,9 @@ The installation image is made by ./scripts/task iso-image in the source tree. T
 			}
 			if req.Token == "" && req.Mode != desired.ModeExpert {
 				a.tell("warning: the host will not enrol by itself: no --token-file is given\n")
+			}
+			if vendor.base != "" {
+				return a.repackMedium(cmd, req, vendor, out)
 			}
 			return a.writeMedium(cmd, req, image, out, pxe)
 		},
@@ -124,6 +140,9 @@ The installation image is made by ./scripts/task iso-image in the source tree. T
 	f.StringArrayVar(&req.Args, "boot-arg", nil, "kernel argument of the installer itself, beside what it has anyway")
 	f.IntVar(&req.MenuSeconds, "menu-seconds", 5, "how long the boot menu waits")
 	f.StringVar(&image, "image", first(a.Getenv("SHOAL_INSTALL_IMAGE"), defaultImage), "installation image")
+	f.StringVar(&vendor.base, "base", "", "a vendor's installation DVD to put everything onto, instead of the installation image")
+	f.StringVar(&vendor.rpms, "packages", "", "with --base: directory of RPM packages that the kickstart may install beside those of the DVD")
+	f.StringVar(&vendor.programs, "programs", "", "with --base: directory with shoal-agent, shoal-controller and shoalctl (default: where this shoalctl is)")
 	f.StringVarP(&out, "output", "o", "", "ISO file to write")
 	f.StringVar(&pxe, "pxe", "", "directory to write the files of a network start to")
 	return cmd
@@ -165,6 +184,73 @@ func (a *App) writeMedium(cmd *cobra.Command, req iso.Request, image, out, pxe s
 		}
 	}
 	_, err = fmt.Fprintln(a.Out, m.ID())
+	return err
+}
+
+// vendorFlags are the flags of iso build that are about a vendor's medium.
+type vendorFlags struct{ base, rpms, programs string }
+
+// fit refuses flags that do not go together.
+func (v *vendorFlags) fit(cmd *cobra.Command, out string) error {
+	for _, name := range []string{"packages", "programs"} {
+		if v.base == "" && cmd.Flags().Changed(name) {
+			return fmt.Errorf("--%s goes with --base", name)
+		}
+	}
+	if v.base == "" {
+		return nil
+	}
+	for _, name := range []string{"image", "pxe"} {
+		if cmd.Flags().Changed(name) {
+			return fmt.Errorf("--%s and --base exclude each other", name)
+		}
+	}
+	if out == "" {
+		return errors.New("say where to: -o FILE")
+	}
+	if v.programs == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return fmt.Errorf("--programs: %w", err)
+		}
+		v.programs = filepath.Dir(self)
+	}
+	return nil
+}
+
+// repackMedium puts a request onto a vendor's medium.
+func (a *App) repackMedium(cmd *cobra.Command, req iso.Request, from vendorFlags, out string) error {
+	f, err := os.Open(from.base)
+	if err != nil {
+		return fmt.Errorf("open the vendor's medium: %w", err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return fmt.Errorf("look at the vendor's medium: %w", err)
+	}
+	if target, err := os.Stat(out); err == nil && os.SameFile(info, target) {
+		return usage(errors.New("-o names the vendor's medium itself"))
+	}
+	v, err := iso.OpenVendor(f, info.Size())
+	if err != nil {
+		return usage(fmt.Errorf("--base %s: %w", from.base, err))
+	}
+	request := iso.VendorRequest{Request: req, Programs: from.programs, RPMs: from.rpms}
+	if req.Open == nil { // a kickstart of the operator's says itself which packages
+		request.Install = v.VendorPackages(req.Mode)
+	}
+	m, err := v.Repack(from.base, request)
+	if err != nil {
+		return usage(err)
+	}
+	for _, n := range m.Notes {
+		a.tell("note: %s\n", n)
+	}
+	if err := m.Write(cmd.Context(), out); err != nil {
+		return fmt.Errorf("repack %s: %w", from.base, err)
+	}
+	_, err = fmt.Fprintf(a.Out, "%s: %s, label %s\n", out, v.Product, v.Label)
 	return err
 }
 

@@ -15,8 +15,8 @@ type Adapted struct {
 	Text string
 	// Notes are what was put into other words, and what has no effect.
 	Notes []kickstart.Note
-	// Source reports whether the file says where packages come from.
-	Source bool
+	// Source is the command that says where packages come from, empty when none does.
+	Source string
 }
 
 // Adapt puts a file that is written for Shoal's installer, or for another release, into the words of this one, and then checks it as Check
@@ -38,7 +38,9 @@ func Adapt(src kickstart.Source, r Release) (*Adapted, error) {
 	}
 	out := &Adapted{Text: f.String(), Notes: notes}
 	for _, it := range f.items {
-		out.Source = out.Source || len(it.words) > 0 && slices.Contains([]string{"cdrom", "url", "nfs", "harddrive", "hmc", "liveimg", "ostreesetup", "ostreecontainer", "bootc"}, it.words[0])
+		if len(it.words) > 0 && slices.Contains([]string{"cdrom", "url", "nfs", "harddrive", "hmc", "liveimg", "ostreesetup", "ostreecontainer", "bootc"}, it.words[0]) {
+			out.Source = it.words[0]
+		}
 	}
 	return out, nil
 }
@@ -97,6 +99,7 @@ func (a *adapter) item(it *item) {
 		}
 	case "%packages":
 		a.packages(it)
+		a.environment(it)
 	}
 }
 
@@ -158,6 +161,20 @@ func (a *adapter) packages(it *item) {
 			it.flag(name, "--excludeWeakdeps")
 		case it.flag(name):
 			a.note(it, "%%packages --%s is left out: packages of RHEL %d have no weak dependencies", name, a.release)
+		}
+	}
+}
+
+// environment: the smallest installation has another name in release 7.
+func (a *adapter) environment(it *item) {
+	from, to := "@^minimal", "@^minimal-environment"
+	if a.release == 7 {
+		from, to = to, from
+	}
+	for i, line := range it.body {
+		if strings.TrimSpace(line) == from {
+			it.body[i] = to
+			a.note(it, "%s became %s, as RHEL %d has it", from, to, a.release)
 		}
 	}
 }
