@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
 
@@ -44,6 +45,9 @@ type Config struct {
 	NATSURL, Creds string
 	// Replicas of the precious streams, with an external NATS.
 	Replicas int
+	// Options are added to those of the connections to NATSURL, and Listener is used instead of HTTP, for tests.
+	Options  []nats.Option
+	Listener net.Listener
 	// HTTP is where images are served, "host:port"; Advertise is the host that agents are told to fetch them from, "" for
 	// HTTP's.
 	HTTP, Advertise string
@@ -126,14 +130,16 @@ func Run(ctx context.Context, cfg Config) error {
 	if c.certs, err = c.certificate(); err != nil {
 		return err
 	}
-	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.HTTP)
-	if err != nil {
-		return fmt.Errorf("listen for images (--http): %w", err)
+	listener := cfg.Listener
+	if listener == nil {
+		if listener, err = (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.HTTP); err != nil {
+			return fmt.Errorf("listen for images (--http): %w", err)
+		}
 	}
 	defer func() { _ = listener.Close() }()
 
 	c.site, err = site.Open(ctx, site.Config{
-		Name: cfg.Name, Identity: c.id, URL: cfg.NATSURL, Creds: cfg.Creds, Replicas: cfg.Replicas,
+		Name: cfg.Name, Identity: c.id, URL: cfg.NATSURL, Creds: cfg.Creds, Options: cfg.Options, Replicas: cfg.Replicas,
 		Dir: filepath.Join(cfg.Data, "nats"), Listen: cfg.Listen, TLS: c.certs.Server(), Roots: c.certs.Roots, Log: c.log,
 	})
 	if err != nil {

@@ -55,6 +55,8 @@ type Config struct {
 	URL string
 	// Creds is a file with the credentials of the account CTL to use with URL; empty to make them from Identity.
 	Creds string
+	// Options are added to those of every connection to URL, for tests.
+	Options []nats.Option
 	// Replicas of the precious streams with URL, 1, 3 or 5; 0 means 1.
 	Replicas int
 
@@ -290,7 +292,7 @@ func (s *Site) connect(role identity.Role, file string) (*nats.Conn, error) {
 			return nil
 		})
 	}
-	c, err := nats.Connect(url, opts...)
+	c, err := nats.Connect(url, append(opts, s.cfg.Options...)...)
 	var unknown x509.UnknownAuthorityError
 	switch {
 	case errors.Is(err, nats.ErrSecureConnWanted):
