@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -13,18 +12,11 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
 
-	"shoal/agent/dhcp"
-	"shoal/agent/domain"
 	"shoal/agent/engine"
-	"shoal/agent/host"
 	"shoal/agent/install"
 	"shoal/agent/ledger"
 	"shoal/agent/link"
-	"shoal/agent/netdev"
-	"shoal/agent/pool"
 	"shoal/agent/probe"
-	"shoal/agent/secgroup"
-	"shoal/agent/volume"
 	"shoal/desired"
 )
 
@@ -50,6 +42,11 @@ type Config struct {
 	// Version is told to the controller.
 	Version string
 	Log     zerolog.Logger
+
+	// Machine is what the agent drives, nil for the machine that it runs on; Connection changes how it connects, nil for not
+	// at all. Both are for agents of models: see agent/sim/fleet.
+	Machine    *Machine
+	Connection func(*link.Config)
 }
 
 // Run is an agent. It returns nil when ctx ends, and leaves everything on the host as it is.
@@ -78,22 +75,21 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := a.connect(cfg, who); err != nil {
 		return err
 	}
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return fmt.Errorf("read the id of this start of the machine: %w", err)
+	machine := cfg.Machine
+	if machine == nil {
+		m, libvirt, err := a.real(cfg, who)
+		if err != nil {
+			return err
+		}
+		defer libvirt.Close()
+		machine = &m
 	}
-	marks, err := ledger.OpenMarks(filepath.Join(cfg.Data, "ledger"), strings.TrimSpace(string(boot)), log)
+	marks, err := ledger.OpenMarks(filepath.Join(cfg.Data, "ledger"), machine.Boot, log)
 	if err != nil {
 		return err
 	}
 	a.engine = engine.New(engine.Config{Reporter: a.link, Memory: marks, Log: log})
-	libvirt := domain.NewSocket(cfg.Libvirt)
-	defer libvirt.Close()
-	sensor, err := probe.New(probe.Config{Data: cfg.Data, Run: host.Machine{}, Versions: libvirt.Versions, Log: log})
-	if err != nil {
-		return err
-	}
-	if err := a.addKinds(cfg, who, libvirt, sensor); err != nil {
+	if err := a.addKinds(cfg, hostID, *machine); err != nil {
 		return err
 	}
 
@@ -116,7 +112,7 @@ func Run(ctx context.Context, cfg Config) error {
 	group.Go(func() error { return a.link.Run(running) })
 	group.Go(func() error { return a.renewer.Run(running) })
 	group.Go(func() error { return marks.Run(running) })
-	group.Go(func() error { return sensor.Run(running, a.inventory) })
+	group.Go(func() error { return machine.Sensor.Run(running, a.inventory) })
 	clock := &probe.Clock{Ask: a.link.Time, Log: log}
 	group.Go(func() error {
 		return clock.Run(running, func(c desired.Clock) { a.tell(func(f *desired.HostFacts) { f.Clock = &c }) })
@@ -224,65 +220,11 @@ func (a *agent) connect(cfg Config, who *install.Identity) error {
 	if who.Private() {
 		linked.Roots = who.Roots
 	}
+	if cfg.Connection != nil {
+		cfg.Connection(&linked)
+	}
 	a.link, err = link.New(linked)
 	return err
-}
-
-// addKinds gives the engine everything that it can drive.
-func (a *agent) addKinds(cfg Config, who *install.Identity, libvirt *domain.Socket, sensor *probe.Probe) error {
-	patience := &host.Patience{}
-	if err := addBuilt(a.engine, cfg, built{libvirt: libvirt, virt: sensor.Virt, acts: a.book, patience: patience, log: a.log}); err != nil {
-		return err
-	}
-	files := volume.Config{Data: cfg.Data, Host: who.Host(), Run: host.Machine{}, Files: volume.Disk{}, Patience: patience, Log: a.log}
-	volumes, err := volume.New(files)
-	if err != nil {
-		return err
-	}
-	images, err := volume.NewImages(files, a.link, install.HTTPClient(who.Roots))
-	if err != nil {
-		return err
-	}
-	engine.Add(a.engine, engine.StageShared, desired.KindImage, images)
-	engine.Add(a.engine, engine.StageItem, desired.KindVolume, volumes)
-	return nil
-}
-
-// built is what the kinds share that build something on the host.
-type built struct {
-	libvirt  domain.Libvirt
-	virt     func(context.Context) (string, error)
-	acts     domain.Acts
-	patience *host.Patience
-	log      zerolog.Logger
-}
-
-// addBuilt gives an engine the kinds that hold no data: what they build can be taken off and built again.
-func addBuilt(e *engine.Engine, cfg Config, b built) error {
-	machine := host.Machine{}
-	pools, err := pool.New(pool.Config{Data: cfg.Data, Machine: pool.Host{Run: machine}, Patience: b.patience, Log: b.log})
-	if err != nil {
-		return err
-	}
-	filter, err := secgroup.New(machine, secgroup.Machine{Run: machine}, filepath.Join(cfg.Data, "secgroup"), b.log)
-	if err != nil {
-		return err
-	}
-	domains, err := domain.New(domain.Config{Libvirt: b.libvirt, Virt: b.virt, Acts: b.acts, Machine: domain.Host{}, Log: b.log})
-	if err != nil {
-		return err
-	}
-	servers, err := dhcp.New(machine, dhcp.Linux{Run: machine}, filepath.Join(cfg.Data, "dhcp"), b.log)
-	if err != nil {
-		return err
-	}
-	engine.Add(e, engine.StageBase, desired.KindNetDev, netdev.New(netdev.Kernel{}, b.log))
-	engine.Add(e, engine.StageBase, desired.KindPool, pools)
-	engine.Add(e, engine.StageShared, desired.KindAddrSet, filter.Sets())
-	engine.Add(e, engine.StageItem, desired.KindDHCP, servers)
-	engine.Add(e, engine.StageItem, desired.KindSecGroup, filter.Chains())
-	engine.Add(e, engine.StageDomain, desired.KindDomain, domains)
-	return nil
 }
 
 // accept takes a document that came from the controller: first onto the disk, then into force.

@@ -107,7 +107,7 @@ func (l *Leaver) Leave(ctx context.Context, patience time.Duration) (err error) 
 	}
 	defer func() { err = errors.Join(err, book.Close()) }()
 	e := engine.New(engine.Config{Log: l.cfg.Log})
-	if err := addBuilt(e, l.cfg, built{libvirt: l.libvirt, virt: noVirt, acts: book, patience: &host.Patience{}, log: l.cfg.Log}); err != nil {
+	if err := addBuilt(e, l.cfg, built{machine: hands(l.libvirt), virt: noVirt, acts: book, patience: &host.Patience{}, log: l.cfg.Log}); err != nil {
 		return err
 	}
 	e.Set(desired.Document{Head: desired.Head{Gen: math.MaxUint64, Shrink: true}})

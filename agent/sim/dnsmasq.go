@@ -123,6 +123,26 @@ func (s *DHCPHost) Kill() {
 	clear(s.daemons)
 }
 
+// Reset ends every daemon and namespace, as a boot of the host does.
+func (s *DHCPHost) Reset() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.daemons)
+	clear(s.namespaces)
+}
+
+// Serves reports whether a daemon that runs has a reservation for a MAC.
+func (s *DHCPHost) Serves(mac string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, d := range s.daemons {
+		if _, ok := d.hosts[mac]; ok {
+			return true
+		}
+	}
+	return false
+}
+
 // Daemon implements dhcp.Machine.
 func (s *DHCPHost) Daemon(_ context.Context, dir, name string) (string, int, error) {
 	s.mu.Lock()

@@ -25,6 +25,14 @@ type Libvirt struct {
 	watch   map[int]watcher
 	next    int
 	ports   int
+	devices Devices
+}
+
+// Devices are what guests are connected with: the bridges and the files of their host.
+type Devices interface {
+	// Plug connects the devices in a piece of domain XML, all or none.
+	Plug(devices string) error
+	Unplug(devices string)
 }
 
 type watcher struct {
@@ -40,6 +48,37 @@ type simDomain struct {
 // NewLibvirt is a libvirtd without domains.
 func NewLibvirt() *Libvirt {
 	return &Libvirt{domains: map[string]*simDomain{}, fail: map[string]error{}, watch: map[int]watcher{}}
+}
+
+// Connect makes guests need what their host has: a start or a plug fails where a bridge or a file is missing. It is to be
+// called before anything else.
+func (l *Libvirt) Connect(d Devices) { l.devices = d }
+
+func (l *Libvirt) plug(devices string) error {
+	if l.devices == nil {
+		return nil
+	}
+	return l.devices.Plug(devices)
+}
+
+func (l *Libvirt) unplug(devices string) {
+	if l.devices != nil {
+		l.devices.Unplug(devices)
+	}
+}
+
+// Active is the ids of the domains that run or are paused.
+func (l *Libvirt) Active() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var ids []string
+	for id, d := range l.domains {
+		if d.info.Active() {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
 }
 
 // Deaf makes guests ignore requests to stop, or hear them again.
@@ -125,6 +164,7 @@ func (l *Libvirt) end(id string, reason int) {
 	if d == nil || !d.info.Active() {
 		return
 	}
+	l.unplug(d.live)
 	d.info.State, d.info.Reason, d.live = domain.Shutoff, reason, ""
 	if !d.info.Persistent {
 		delete(l.domains, id)
@@ -288,6 +328,9 @@ func (l *Libvirt) Undefine(ctx context.Context, id string) error {
 // Start implements domain.Libvirt.
 func (l *Libvirt) Start(ctx context.Context, id string, paused bool) error {
 	return l.change(ctx, "start", id, false, func(d *simDomain) error {
+		if err := l.plug(d.config); err != nil {
+			return err
+		}
 		l.ports++
 		d.live = strings.ReplaceAll(d.config, `port="-1"`, fmt.Sprintf(`port="%d"`, 5899+l.ports))
 		d.live = strings.ReplaceAll(d.live, `<graphics type="vnc"`, `<graphics type="vnc" listen="127.0.0.1"`)
@@ -345,6 +388,9 @@ func (l *Libvirt) Attach(ctx context.Context, id, device string) error {
 		if !ok {
 			return fmt.Errorf("XML error: no devices")
 		}
+		if err := l.plug(device); err != nil {
+			return err
+		}
 		d.live = head + device + "</devices>" + tail
 		return nil
 	})
@@ -358,18 +404,19 @@ var (
 // Detach implements domain.Libvirt.
 func (l *Libvirt) Detach(ctx context.Context, id, device string) error {
 	return l.change(ctx, "detach", id, true, func(d *simDomain) error {
-		name, found := deviceOf.FindString(device), false
+		name, whole, found := deviceOf.FindString(device), "", false
 		live := plugged.ReplaceAllStringFunc(d.live, func(have string) string {
 			if name == "" || !strings.Contains(have, name) {
 				return have
 			}
-			found = true
+			found, whole = true, have
 			return ""
 		})
 		if !found {
 			return fmt.Errorf("device not found: %s", device)
 		}
 		if !l.gripped {
+			l.unplug(whole)
 			d.live = live
 		}
 		return nil

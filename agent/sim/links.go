@@ -32,6 +32,15 @@ func (s *Links) Change(name string, change func(*netdev.Link)) error {
 	return s.change(name, func(l *netdev.Link) error { change(l); return nil })
 }
 
+// Reset leaves nothing but these devices, as a boot of the host does.
+func (s *Links) Reset(links ...netdev.Link) {
+	fresh := NewLinks(links...)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.links = fresh.links
+	s.tell("")
+}
+
 func (s *Links) tell(name string) {
 	for _, c := range s.wake {
 		select {

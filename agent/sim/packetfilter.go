@@ -35,11 +35,42 @@ type ipset struct {
 
 // NewPacketFilter is a filter with nothing but the empty built-in chains.
 func NewPacketFilter() *PacketFilter {
-	p := &PacketFilter{gen: 1, tables: map[xtables.Tool]map[string][]string{}, sets: map[string]*ipset{}, runs: map[string]int{}}
+	p := &PacketFilter{runs: map[string]int{}}
+	p.Reset()
+	return p
+}
+
+// Reset empties everything, as a boot of the host does.
+func (p *PacketFilter) Reset() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.gen++
+	p.tables, p.sets, p.bridging = map[xtables.Tool]map[string][]string{}, map[string]*ipset{}, false
 	for _, tool := range []xtables.Tool{xtables.IPv4, xtables.IPv6, xtables.Ethernet} {
 		p.tables[tool] = map[string][]string{"INPUT": {}, "FORWARD": {}, "OUTPUT": {}}
 	}
-	return p
+}
+
+// HasRule reports whether a rule names something, such as a device.
+func (p *PacketFilter) HasRule(tool xtables.Tool, word string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, rules := range p.tables[tool] {
+		for _, r := range rules {
+			if slices.Contains(strings.Fields(r), word) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// HasChain reports whether a chain is there.
+func (p *PacketFilter) HasChain(tool xtables.Tool, name string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, ok := p.tables[tool][name]
+	return ok
 }
 
 // Generation implements secgroup.Kernel.

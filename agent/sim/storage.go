@@ -24,17 +24,16 @@ import (
 // Storage is a model of a host's file system, its mounts and qemu-img. It implements pool.Machine, volume.Files and
 // host.Runner; its other methods are what operators, guests and accidents do.
 type Storage struct {
-	mu      sync.Mutex
+	mu      *sync.Mutex // that of all storages with the same filers
 	cond    *sync.Cond
-	files   map[string]*simFile
-	dirs    map[string]bool
+	local   *tree
+	filers  *tree // what lies below mounts, by "@<source>/..."
 	mounts  []pool.Mount
 	exports map[string]bool // servers' exports that answer
 	hung    map[string]bool // directories whose files don't answer
 	used    map[string]bool
 	free    uint64
 	ro      bool
-	clock   int64
 	change  int // counts changes of mounts
 }
 
@@ -45,14 +44,58 @@ type simFile struct {
 	perm     fs.FileMode
 }
 
+// tree is files, by their names.
+type tree struct {
+	files map[string]*simFile
+	dirs  map[string]bool
+	// made counts how often there came to be a file where none was.
+	made  map[string]int
+	clock int64
+}
+
+func newTree() *tree {
+	return &tree{files: map[string]*simFile{}, dirs: map[string]bool{"/": true}, made: map[string]int{}}
+}
+
+func (t *tree) set(name string, f *simFile) {
+	if t.files[name] == nil {
+		t.made[name]++
+	}
+	t.clock++
+	f.modified = t.clock
+	t.files[name] = f
+}
+
+// of is where a file lies, by its real name.
+func (s *Storage) of(real string) *tree {
+	if strings.HasPrefix(real, "@") {
+		return s.filers
+	}
+	return s.local
+}
+
 // NewStorage is a host with free bytes of disk.
 func NewStorage(free uint64) *Storage {
 	s := &Storage{
-		files: map[string]*simFile{}, dirs: map[string]bool{"/": true}, exports: map[string]bool{}, hung: map[string]bool{},
+		mu: &sync.Mutex{}, local: newTree(), filers: newTree(), exports: map[string]bool{}, hung: map[string]bool{},
 		used: map[string]bool{}, free: free,
 	}
-	s.cond = sync.NewCond(&s.mu)
+	s.cond = sync.NewCond(s.mu)
 	return s
+}
+
+// Share makes both hosts mount from the same filers. It is to be called before anything else.
+func (s *Storage) Share(with *Storage) {
+	s.mu, s.filers = with.mu, with.filers
+	s.cond = sync.NewCond(s.mu)
+}
+
+// Made tells how often there came to be a file of that name, which was not there just before.
+func (s *Storage) Made(name string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	real := s.real(name)
+	return s.of(real).made[real]
 }
 
 // Export makes "server:/path" mountable, or not.
@@ -76,15 +119,22 @@ func (s *Storage) Put(name string, content []byte) {
 }
 
 // Drop is somebody else's rm.
-func (s *Storage) Drop(name string) { s.locked(func() { delete(s.files, s.enter(name)) }) }
+func (s *Storage) Drop(name string) {
+	s.locked(func() {
+		real := s.enter(name)
+		delete(s.of(real).files, real)
+	})
+}
 
 // Files lists all files.
 func (s *Storage) Files() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var names []string
-	for n := range s.files {
-		names = append(names, n)
+	for _, t := range []*tree{s.local, s.filers} {
+		for n := range t.files {
+			names = append(names, n)
+		}
 	}
 	slices.Sort(names)
 	return names
@@ -97,6 +147,23 @@ func (s *Storage) MountForeign(source, dir string) {
 
 // UnmountForeign takes the topmost mount off a directory.
 func (s *Storage) UnmountForeign(dir string) { s.locked(func() { s.unmount(dir) }) }
+
+// Reset takes every mount off, and lets go of every file that a guest has open, as a boot of the host does.
+func (s *Storage) Reset() {
+	s.locked(func() {
+		s.mounts = nil
+		s.change++
+		clear(s.used)
+	})
+}
+
+// Has reports whether a file is there, without waiting for a storage that hangs.
+func (s *Storage) Has(name string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	real := s.real(name)
+	return s.of(real).files[real] != nil
+}
 
 func (s *Storage) locked(f func()) {
 	s.mu.Lock()
@@ -121,6 +188,11 @@ func (s *Storage) enter(name string) string {
 	for slices.ContainsFunc(parents(name), func(d string) bool { return s.hung[d] }) {
 		s.cond.Wait()
 	}
+	return s.real(name)
+}
+
+// real is the name of a file whatever is mounted; s.mu is held.
+func (s *Storage) real(name string) string {
 	for _, m := range slices.Backward(s.mounts) {
 		if rest, ok := strings.CutPrefix(name, m.Path); ok && (rest == "" || rest[0] == '/') {
 			return "@" + m.Source + rest
@@ -140,12 +212,13 @@ func parents(name string) []string {
 }
 
 func (s *Storage) put(name string, content []byte, size uint64) {
-	s.clock++
-	s.files[s.enter(name)] = &simFile{content: slices.Clone(content), size: size, modified: s.clock, perm: 0o644}
+	real := s.enter(name)
+	s.of(real).set(real, &simFile{content: slices.Clone(content), size: size, perm: 0o644})
 }
 
 func (s *Storage) get(name string) (*simFile, error) {
-	if f := s.files[s.enter(name)]; f != nil {
+	real := s.enter(name)
+	if f := s.of(real).files[real]; f != nil {
 		return f, nil
 	}
 	return nil, &fs.PathError{Op: "open", Path: name, Err: syscall.ENOENT}
@@ -217,15 +290,16 @@ func (s *Storage) MkdirAll(dir string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	name := s.enter(dir)
-	if s.files[name] != nil {
+	tree := s.of(name)
+	if tree.files[name] != nil {
 		return &fs.PathError{Op: "mkdir", Path: dir, Err: syscall.ENOTDIR}
 	}
-	if !s.dirs[name] {
+	if !tree.dirs[name] {
 		if err := s.writable(dir, 0); err != nil {
 			return err
 		}
 	}
-	s.dirs[name] = true
+	tree.dirs[name] = true
 	return nil
 }
 
@@ -253,7 +327,7 @@ func (s *Storage) WriteMarker(name, content string) error {
 func (s *Storage) Space(dir string) (pool.Space, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if name := s.enter(dir); !s.dirs[name] && !strings.HasPrefix(name, "@") {
+	if name := s.enter(dir); !s.of(name).dirs[name] && !strings.HasPrefix(name, "@") {
 		return pool.Space{}, &fs.PathError{Op: "statfs", Path: dir, Err: syscall.ENOENT}
 	}
 	return pool.Space{Total: 1 << 40, Free: s.free, ReadOnly: s.ro}, nil
@@ -337,10 +411,10 @@ func (s *Storage) Publish(from, to string, perm fs.FileMode) error {
 	if err != nil {
 		return err
 	}
-	s.clock++
-	f.perm, f.modified = perm, s.clock
-	delete(s.files, s.enter(from))
-	s.files[s.enter(to)] = f
+	f.perm = perm
+	old, real := s.enter(from), s.enter(to)
+	delete(s.of(old).files, old)
+	s.of(real).set(real, f)
 	return nil
 }
 
@@ -349,12 +423,12 @@ func (s *Storage) Remove(name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	file := s.enter(name)
-	if f := s.files[file]; f != nil {
+	if f := s.of(file).files[file]; f != nil {
 		if err := s.writable(name, 0); err != nil {
 			return err
 		}
 		s.free += uint64(len(f.content))
-		delete(s.files, file)
+		delete(s.of(file).files, file)
 	}
 	return nil
 }
@@ -365,7 +439,7 @@ func (s *Storage) List(dir string) ([]string, error) {
 	defer s.mu.Unlock()
 	file := s.enter(dir)
 	var names []string
-	for n := range s.files {
+	for n := range s.of(file).files {
 		if path.Dir(n) == file {
 			names = append(names, path.Base(n))
 		}
