@@ -188,9 +188,8 @@ func (a *affected) vmsAndVolumes(in resource.Reader, kind resource.Kind, id stri
 func (a *affected) host(x *resource.Host, other resource.Resource, in resource.Reader) {
 	o, ok := other.(*resource.Host)
 	sameVTEPs := ok && maps.Equal(o.VTEPs, x.VTEPs)
-	if !ok || !sameVTEPs || o.ClusterID != x.ClusterID || o.Shrink != x.Shrink || (o.Hold == nil) != (x.Hold == nil) || !maps.Equal(o.Drift, x.Drift) {
-		a.add(x.ID)
-	}
+	// Whatever changed: a host that was put again as it was is to be told its document anew.
+	a.add(x.ID)
 	if sameVTEPs || !ok && len(x.VTEPs) == 0 {
 		return
 	}

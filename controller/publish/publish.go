@@ -297,20 +297,25 @@ func (p *Publisher) check(ctx context.Context) {
 		case <-reconnected:
 		}
 		p.mu.Lock()
-		heads := make(map[string]string, len(p.writers))
+		type head struct {
+			hash string
+			gen  uint64
+		}
+		heads := make(map[string]head, len(p.writers))
 		for host, w := range p.writers {
 			if !w.busy && w.known {
-				heads[host] = w.headHash
+				heads[host] = head{w.headHash, w.headGen}
 			}
 		}
 		p.mu.Unlock()
 		var lost []string
-		for host, hash := range heads {
+		observed := p.cfg.Store.View().Observed()
+		for host, h := range heads {
 			got, err := p.headHash(ctx, host)
 			if ctx.Err() != nil {
 				return
 			}
-			if err == nil && got != hash {
+			if err == nil && (got != h.hash || observed.Host(host).Facts.Gen > h.gen) {
 				lost = append(lost, host)
 			}
 		}

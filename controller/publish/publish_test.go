@@ -414,6 +414,28 @@ func TestPublish_LostBucketComesBackWithANewGeneration(t *testing.T) {
 	})
 }
 
+// TestPublish_AgentAheadOfItsBucketIsOvertaken: the bucket has gone back, and neither the journal nor the agent has. What the bucket
+// holds is what is wanted, so nothing but the agent's report tells.
+func TestPublish_AgentAheadOfItsBucketIsOvertaken(t *testing.T) {
+	b := newBench(t)
+	host := b.addHost("A", "a")
+	b.publish()
+	doc := b.published(host, b.store.Seq())
+	for range 3 {
+		b.addHost(uuid.NewString(), "b")
+	}
+	gen := b.store.Seq()
+	facts, err := desired.Canonical(desired.HostFacts{Gen: gen})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.store.SetObserved(host, desired.Ref{Kind: desired.KindHost, ID: desired.HostStatusID}, &desired.Status{Phase: desired.PhaseReady, Facts: facts})
+	b.until("the document has a generation that the agent has not seen", func() bool {
+		again, ok := b.document(host)
+		return ok && again.Head.Gen > gen && again.Items[pool("a")].SameContent(doc.Items[pool("a")])
+	})
+}
+
 func TestPublish_BucketAheadIsLeftAlone(t *testing.T) {
 	b := newBench(t)
 	ahead, fine := b.addHost("A", "a"), b.addHost("B", "b")

@@ -44,6 +44,7 @@ type writer struct {
 	busy     bool
 	known    bool   // what is in the bucket is known
 	headHash string // of the head as it was written
+	headGen  uint64
 
 	// The running goroutine's.
 	sent  map[desired.Ref]sent
@@ -137,25 +138,25 @@ func (w *writer) write(ctx context.Context, r *rendered) error {
 		return err
 	}
 	sameBits := w.bits.Shrink == r.bits.Shrink && maps.Equal(w.bits.Policy, r.bits.Policy)
-	if w.whole && len(changed) == 0 && len(removed) == 0 && sameBits {
+	now := w.p.cfg.Store.View()
+	facts := now.Observed().Host(w.host).Facts
+	if w.whole && len(changed) == 0 && len(removed) == 0 && sameBits && facts.Gen <= w.gen {
 		w.tell()
 		return nil
 	}
 	if w.gen > r.seq {
 		return fmt.Errorf("generation %d is not above %d: %w", r.seq, w.gen, errAhead)
 	}
-	now := w.p.cfg.Store.View()
-	seen := now.Observed().Host(w.host).Facts.Gen
-	if seen > now.Seq() {
+	if facts.Gen > now.Seq() {
 		// It was told by a journal that is no more. New sequences must not run after it until it takes them for newer.
-		return fmt.Errorf("the host holds generation %d, the journal ends at %d: %w", seen, now.Seq(), errAhead)
+		return fmt.Errorf("the host holds generation %d, the journal ends at %d: %w", facts.Gen, now.Seq(), errAhead)
 	}
-	if seen >= r.seq && w.p.cfg.Touch != nil {
-		// The bucket has lost what the agent has read: a document of this generation, with other Revs. It would not look at this one.
+	if facts.Gen >= r.seq && w.p.cfg.Touch != nil {
+		// The bucket has lost what the agent has read, and the journal has not: the agent looks at nothing but what is newer.
 		if err := w.p.cfg.Touch(ctx, w.host); err != nil {
 			return fmt.Errorf("give host %s a new generation: %w", w.host, err)
 		}
-		return fmt.Errorf("generation %d was told before; a new one follows", r.seq)
+		return fmt.Errorf("generation %d was told before; a new one follows", facts.Gen)
 	}
 	head := desired.Head{Host: w.host, Gen: r.seq, Items: make(map[desired.Ref]string, len(items)), Shrink: r.bits.Shrink, Policy: r.bits.Policy}
 	for ref, s := range items {
@@ -170,7 +171,7 @@ func (w *writer) write(ctx context.Context, r *rendered) error {
 	}
 	w.sent, w.gen, w.bits, w.whole = items, r.seq, r.bits, true
 	w.p.mu.Lock()
-	w.headHash = desired.Hash(headBytes)
+	w.headHash, w.headGen = desired.Hash(headBytes), r.seq
 	w.p.mu.Unlock()
 	w.log.Debug().Uint64("gen", r.seq).Int("changed", len(changed)).Int("removed", len(removed)).Msg("document written")
 	w.tell()
@@ -317,7 +318,7 @@ func (w *writer) load(ctx context.Context, seq uint64) error {
 	}
 	w.sent, w.gen, w.bits, w.whole, w.last = b.items, b.gen, b.bits, b.whole, b.last
 	w.p.mu.Lock()
-	w.known, w.headHash = true, b.headHash
+	w.known, w.headHash, w.headGen = true, b.headHash, b.gen
 	w.p.mu.Unlock()
 	return nil
 }
