@@ -135,6 +135,7 @@ func (c *controller) lead(ctx context.Context) error {
 	group.Go(func() error { return compact.run(ctx) })
 	group.Go(func() error { return c.decide(ctx) })
 	group.Go(func() error { return c.announce(ctx) })
+	group.Go(func() error { return c.site.Keep(ctx) })
 	group.Go(func() error { return c.revoke(ctx) })
 	group.Go(func() error { return c.firstAdmin(ctx) })
 	return group.Wait()

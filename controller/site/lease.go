@@ -44,6 +44,8 @@ type Lease struct {
 	js   jetstream.JetStream
 	name string
 	log  zerolog.Logger
+	// remake makes the bucket anew where it is gone: it is in memory, and so it is after a restart of an external NATS. May be nil.
+	remake func(ctx context.Context) error
 }
 
 // NewLease makes a candidate of that name.
@@ -77,6 +79,15 @@ func (l *Lease) Campaign(ctx context.Context, lead func(ctx context.Context) err
 		call, cancel := context.WithTimeout(ctx, leaseCall)
 		rev, err := kv.Create(call, subjects.LeaderKey, b)
 		cancel()
+		if errors.Is(err, jetstream.ErrNoStreamResponse) && l.remake != nil {
+			call, cancel := context.WithTimeout(ctx, leaseCall)
+			err := l.remake(call)
+			cancel()
+			if err == nil {
+				l.log.Info().Msg("bucket of the lease was gone and is made anew")
+			}
+			continue
+		}
 		if err != nil {
 			continue // held by another, or NATS is away: either way there is only waiting
 		}

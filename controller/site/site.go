@@ -408,7 +408,64 @@ func (s *Site) ClientURL() string {
 func (s *Site) Server() *server.Server { return s.server }
 
 // NewLease makes this controller a candidate for leading.
-func (s *Site) NewLease() *Lease { return NewLease(s.js, s.cfg.Name, s.log) }
+func (s *Site) NewLease() *Lease {
+	l := NewLease(s.js, s.cfg.Name, s.log)
+	l.remake = func(ctx context.Context) error {
+		return makeStreams(ctx, s.js, s.only(func(name string) bool { return name == subjects.BucketStream(subjects.LeaseBucket) }))
+	}
+	return l
+}
+
+// only is a part of the table.
+func (s *Site) only(which func(name string) bool) []jetstream.StreamConfig {
+	var out []jetstream.StreamConfig
+	for _, c := range s.table {
+		if which(c.Name) {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// keepEvery is how often it is looked whether the streams are there.
+const keepEvery = time.Minute
+
+// Keep makes streams anew that are gone and whose content can be made again, until ctx ends. The journal is not one of them: an
+// empty one in its place would be taken for an installation without anything in it.
+func (s *Site) Keep(ctx context.Context) error {
+	rebuilt := s.only(func(name string) bool {
+		switch name {
+		case subjects.BucketStream(subjects.ResourcesBucket), subjects.BucketStream(subjects.ObservedBucket), subjects.HistoryStream:
+			return true
+		}
+		return false
+	})
+	reconnected := s.conn.StatusChanged(nats.CONNECTED)
+	defer s.conn.RemoveStatusListener(reconnected)
+	timer := time.NewTicker(keepEvery)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-timer.C:
+		case <-reconnected:
+		}
+		for _, c := range rebuilt {
+			call, cancel := context.WithTimeout(ctx, 5*time.Second)
+			_, err := s.js.Stream(call, c.Name)
+			if errors.Is(err, jetstream.ErrStreamNotFound) {
+				if err = makeStreams(call, s.js, []jetstream.StreamConfig{c}); err == nil {
+					s.log.Warn().Str("stream", c.Name).Msg("stream was gone and is made anew")
+				}
+			}
+			cancel()
+			if err != nil && ctx.Err() == nil && s.conn.IsConnected() {
+				s.log.Warn().Err(err).Str("stream", c.Name).Msg("stream not looked at")
+			}
+		}
+	}
+}
 
 // Close ends the connections and the embedded server, in this order.
 func (s *Site) Close() {
