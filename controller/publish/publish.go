@@ -226,6 +226,20 @@ func (p *Publisher) newer(w *writer) (r rendered, ok bool) {
 	return w.pop()
 }
 
+// afresh renders a host's document as it is wanted now; it is r where that can't be.
+func (p *Publisher) afresh(host string, r rendered) rendered {
+	view := p.cfg.Store.View()
+	if r.removed || view.Seq() <= r.seq || view.Get(resource.KindHost, host) == nil {
+		return r
+	}
+	items, bits, err := p.cfg.Renderer(view)(host)
+	if err != nil {
+		return r // told when it was rendered for the change
+	}
+	r.seq, r.items, r.bits = view.Seq(), items, bits
+	return r
+}
+
 // wrote says that everything up to r is in the host's bucket, or that the others must not wait for it any longer.
 func (p *Publisher) wrote(w *writer) {
 	p.mu.Lock()

@@ -459,6 +459,14 @@ func TestPublish_BucketAheadIsLeftAlone(t *testing.T) {
 	if doc, _ := b.document(ahead); doc.Head.Gen != gen {
 		t.Errorf("the bucket that was ahead is at generation %d, want it left at %d", doc.Head.Gen, gen)
 	}
+	// Once the journal has passed it, by whatever concerned others, the bucket is written.
+	for range 1100 {
+		b.tag(fine, "b", "c")
+	}
+	b.until("the bucket is written again", func() bool {
+		doc, ok := b.document(ahead)
+		return ok && doc.Head.Gen > gen
+	})
 }
 
 func TestPublish_RemovedHost(t *testing.T) {

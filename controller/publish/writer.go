@@ -100,6 +100,9 @@ func (w *writer) run(ctx context.Context) {
 			if newer, ok := w.p.newer(w); ok {
 				newer.first = min(newer.first, r.first)
 				r = newer
+			} else if errors.Is(err, errAhead) {
+				// The journal may have passed the bucket by what concerns other hosts.
+				r = w.p.afresh(w.host, r)
 			}
 		}
 	}
