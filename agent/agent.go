@@ -100,7 +100,7 @@ func Run(ctx context.Context, cfg Config) error {
 		}
 		log.Info().Uint64("gen", doc.Head.Gen).Msg("document in force from the ledger")
 		a.self.Gen = doc.Head.Gen
-		a.link.Accepted(doc.Head.Gen)
+		a.link.Accepted(doc.Head)
 		a.engine.Set(doc)
 	}
 	own, err := Network(cfg)

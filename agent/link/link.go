@@ -60,7 +60,8 @@ type Config struct {
 	OnDocument func(desired.Document) error
 	// Document is the document in the ledger, which the controller may ask for after it has lost data; nil for none.
 	Document func() (desired.Document, bool)
-	// OnAhead is told whether the bucket is behind what the agent has: the controller has lost data.
+	// OnAhead is told whether the bucket is behind what the agent has, or holds another document of the same generation: the controller
+	// has lost data.
 	OnAhead func(ahead bool)
 	Log     zerolog.Logger
 	// Names is the file that keeps the names of what was reported; "" for none.
@@ -121,8 +122,8 @@ func New(cfg Config) (*Link, error) {
 	return l, nil
 }
 
-// Accepted tells the generation that the agent stands by: only higher ones are handed on. It is to be called before Run.
-func (l *Link) Accepted(gen uint64) { l.view.delivered = gen }
+// Accepted tells the document that the agent stands by: only those of higher generations are handed on. It is to be called before Run.
+func (l *Link) Accepted(head desired.Head) { l.view.deliver(head) }
 
 // Report implements engine.Reporter.
 func (l *Link) Report(ref desired.Ref, status *desired.Status) { l.report.put(ref, status) }
@@ -252,7 +253,7 @@ func (l *Link) look(ctx context.Context, whole bool) (complete bool, err error) 
 		if err := l.cfg.OnDocument(doc); err != nil {
 			return false, err
 		}
-		l.view.delivered = doc.Head.Gen
+		l.view.deliver(doc.Head)
 	}
 	return state != torn, nil
 }

@@ -275,7 +275,12 @@ func TestDocument_TornIsNotHandedOn(t *testing.T) {
 	}
 }
 
-func TestDocument_OlderIsToldAsAhead(t *testing.T) {
+func TestDocument_OlderIsToldAsAhead(t *testing.T) { testAhead(t, 8) }
+
+// TestDocument_OtherOfTheSameGenerationIsToldAsAhead: a journal that was rolled back has come to the same sequence by another way.
+func TestDocument_OtherOfTheSameGenerationIsToldAsAhead(t *testing.T) { testAhead(t, 5) }
+
+func testAhead(t *testing.T, gen uint64) {
 	b := newBench(t)
 	b.write(doc(t, 5, 1))
 	var l *Link
@@ -287,7 +292,7 @@ func TestDocument_OlderIsToldAsAhead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.Accepted(8)
+	l.Accepted(desired.Head{Host: hostID, Gen: gen})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- l.Run(ctx) }()

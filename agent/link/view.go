@@ -22,6 +22,8 @@ type view struct {
 	last mark
 	// delivered is the generation that was handed on last, or accepted before the start.
 	delivered uint64
+	// content is the hash of its head.
+	content string
 }
 
 // mark identifies a message. The sequence alone does not: a bucket that was rolled back hands it out again.
@@ -144,6 +146,19 @@ const (
 	newer               // a new one
 )
 
+// deliver notes what was handed on.
+func (v *view) deliver(head desired.Head) { v.delivered, v.content = head.Gen, headHash(head) }
+
+// headHash is the hash of a head, and by those of its items that of a document; "" for one that can't be encoded, and no bucket holds
+// one of those.
+func headHash(head desired.Head) string {
+	b, err := head.Encode()
+	if err != nil {
+		return ""
+	}
+	return desired.Hash(b)
+}
+
 // document puts the document together.
 func (v *view) document() (desired.Document, state) {
 	raw, ok := v.keys[subjects.HeadKey]
@@ -160,8 +175,11 @@ func (v *view) document() (desired.Document, state) {
 	switch {
 	case head.Gen < v.delivered:
 		return desired.Document{}, behind
-	case head.Gen == v.delivered:
+	case head.Gen == v.delivered && headHash(head) == v.content:
 		return desired.Document{}, same
+	case head.Gen == v.delivered:
+		// The controller lost what it had told, and has come to the same generation by another way.
+		return desired.Document{}, behind
 	}
 	doc := desired.Document{Head: head, Items: make(map[desired.Ref]desired.Item, len(head.Items))}
 	for ref, hash := range head.Items {

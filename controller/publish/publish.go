@@ -329,7 +329,7 @@ func (p *Publisher) check(ctx context.Context) {
 			if ctx.Err() != nil {
 				return
 			}
-			if err == nil && (got != h.hash || observed.Host(host).Facts.Gen > h.gen) {
+			if err == nil && (got != h.hash || outrun(observed.Host(host).Facts, h.gen)) {
 				lost = append(lost, host)
 			}
 		}

@@ -417,15 +417,20 @@ func TestPublish_LostBucketComesBackWithANewGeneration(t *testing.T) {
 // TestPublish_AgentAheadOfItsBucketIsOvertaken: the bucket has gone back, and neither the journal nor the agent has. What the bucket
 // holds is what is wanted, so nothing but the agent's report tells.
 func TestPublish_AgentAheadOfItsBucketIsOvertaken(t *testing.T) {
+	t.Run("of a higher generation", func(t *testing.T) { testOvertaken(t, 3, false) })
+	t.Run("another document of the same", func(t *testing.T) { testOvertaken(t, 0, true) })
+}
+
+func testOvertaken(t *testing.T, by int, ahead bool) {
 	b := newBench(t)
 	host := b.addHost("A", "a")
 	b.publish()
 	doc := b.published(host, b.store.Seq())
-	for range 3 {
+	for range by {
 		b.addHost(uuid.NewString(), "b")
 	}
-	gen := b.store.Seq()
-	facts, err := desired.Canonical(desired.HostFacts{Gen: gen})
+	gen := doc.Head.Gen + uint64(by)
+	facts, err := desired.Canonical(desired.HostFacts{Gen: gen, Ahead: ahead})
 	if err != nil {
 		t.Fatal(err)
 	}

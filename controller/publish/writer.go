@@ -143,7 +143,7 @@ func (w *writer) write(ctx context.Context, r *rendered) error {
 	sameBits := w.bits.Shrink == r.bits.Shrink && maps.Equal(w.bits.Policy, r.bits.Policy)
 	now := w.p.cfg.Store.View()
 	facts := now.Observed().Host(w.host).Facts
-	if w.whole && len(changed) == 0 && len(removed) == 0 && sameBits && facts.Gen <= w.gen {
+	if w.whole && len(changed) == 0 && len(removed) == 0 && sameBits && !outrun(facts, w.gen) {
 		w.tell()
 		return nil
 	}
@@ -179,6 +179,12 @@ func (w *writer) write(ctx context.Context, r *rendered) error {
 	w.log.Debug().Uint64("gen", r.seq).Int("changed", len(changed)).Int("removed", len(removed)).Msg("document written")
 	w.tell()
 	return nil
+}
+
+// outrun reports whether an agent has read a document that a bucket at generation gen does not lead to: one of a higher generation, or
+// another one of the same.
+func outrun(facts desired.HostFacts, gen uint64) bool {
+	return facts.Gen > gen || facts.Gen == gen && facts.Ahead
 }
 
 // tell lets the store know what is in the bucket.
