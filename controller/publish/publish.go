@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
+	"golang.org/x/sync/errgroup"
 
 	"shoal/controller/plan"
 	"shoal/controller/resource"
@@ -210,6 +211,20 @@ func (p *Publisher) post(ctx context.Context, host string, r rendered) {
 	}
 }
 
+// pause waits before another attempt, and lets other writers go on meanwhile: hosts that can't be written must not hold up the rest.
+// It is false when ctx has ended; the slot is held again either way.
+func (p *Publisher) pause(ctx context.Context, wait time.Duration) bool {
+	<-p.slots
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+	p.slots <- struct{}{}
+	return ctx.Err() == nil
+}
+
 // take is the document that a writer has to write next; ok is false when there is none, and the writer ends.
 func (p *Publisher) take(w *writer) (r rendered, ok bool) {
 	p.mu.Lock()
@@ -324,14 +339,25 @@ func (p *Publisher) check(ctx context.Context) {
 		p.mu.Unlock()
 		var lost []string
 		observed := p.cfg.Store.View().Observed()
+		var mu sync.Mutex
+		var looks errgroup.Group
+		looks.SetLimit(parallel)
 		for host, h := range heads {
-			got, err := p.headHash(ctx, host)
-			if ctx.Err() != nil {
-				return
-			}
-			if err == nil && (got != h.hash || outrun(observed.Host(host).Facts, h.gen)) {
-				lost = append(lost, host)
-			}
+			looks.Go(func() error {
+				got, err := p.headHash(ctx, host)
+				// One that gives no answer is written, too: the writer finds out what is wrong with it.
+				silent := errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrNoResponders)
+				if err == nil && (got != h.hash || outrun(observed.Host(host).Facts, h.gen)) || silent {
+					mu.Lock()
+					lost = append(lost, host)
+					mu.Unlock()
+				}
+				return nil
+			})
+		}
+		_ = looks.Wait()
+		if ctx.Err() != nil {
+			return
 		}
 		if len(lost) == 0 {
 			continue
@@ -346,7 +372,7 @@ func (p *Publisher) check(ctx context.Context) {
 			if err != nil {
 				continue // told when it was rendered for the change
 			}
-			p.log.Warn().Str("host", host).Msg("bucket is not as it was written; written anew")
+			p.log.Warn().Str("host", host).Msg("bucket is not as it was written, or does not answer; written anew")
 			p.post(ctx, host, rendered{seq: view.Seq(), first: view.Seq(), items: items, bits: bits, reload: true})
 		}
 	}

@@ -26,6 +26,8 @@ const (
 	retryMin, retryMax = 50 * time.Millisecond, 10 * time.Second
 	// patience is how many attempts others wait for a host that can't be written.
 	patience = 3
+	// lostAfter is how long a bucket may give no answer before it is taken for lost with its server, in a cluster of servers.
+	lostAfter = 15 * time.Second
 	// tombstoneTTL is how long the mark of a purged item stays in the bucket.
 	tombstoneTTL = "168h"
 )
@@ -67,6 +69,7 @@ type sent struct {
 // run writes until there is nothing left to write.
 func (w *writer) run(ctx context.Context) {
 	wait, tries := retryMin, 0
+	var failing time.Time
 	for {
 		r, ok := w.p.take(w)
 		if !ok {
@@ -76,25 +79,27 @@ func (w *writer) run(ctx context.Context) {
 			err := w.write(ctx, &r)
 			if err == nil {
 				w.p.wrote(w)
-				wait, tries = retryMin, 0
+				wait, tries, failing = retryMin, 0, time.Time{}
 				break
 			}
 			if ctx.Err() != nil {
 				return
 			}
 			w.forget()
+			if failing.IsZero() {
+				failing = time.Now()
+			}
+			if time.Since(failing) > lostAfter && w.dropLost(ctx) {
+				failing = time.Now()
+			}
 			if tries++; tries == 1 || tries%10 == 0 {
 				w.log.Warn().Err(err).Uint64("gen", r.seq).Int("attempt", tries).Msg("document not written")
 			}
 			if tries >= patience {
 				w.p.wrote(w)
 			}
-			timer := time.NewTimer(wait)
-			select {
-			case <-ctx.Done():
-				timer.Stop()
+			if !w.p.pause(ctx, wait) {
 				return
-			case <-timer.C:
 			}
 			wait = min(2*wait, retryMax)
 			if newer, ok := w.p.newer(w); ok {
@@ -115,6 +120,30 @@ func (w *writer) pop() (r rendered, ok bool) {
 	}
 	r, w.next = *w.next, nil
 	return r, true
+}
+
+// dropLost gives up a bucket whose server has been gone for a while, so that the next attempt makes it anew on another one. Nothing is
+// lost by that which can't be made again: a host does nothing for a bucket that is not there. Only the majority of a cluster does it.
+func (w *writer) dropLost(ctx context.Context) bool {
+	if w.p.cfg.Conn.ConnectedClusterName() == "" || !w.p.cfg.Conn.IsConnected() {
+		return false
+	}
+	name := subjects.BucketStream(subjects.DesiredBucket(w.host))
+	call, cancel := context.WithTimeout(ctx, writeTimeout)
+	_, err := w.p.js.Stream(call, name)
+	cancel()
+	if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
+		return false // it answers, or nobody has a say
+	}
+	call, cancel = context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
+	// The one that would acknowledge it is the one that is gone.
+	if err := w.p.js.DeleteStream(call, name); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+		w.log.Warn().Err(err).Msg("bucket is lost with its server, and can't be given up")
+		return false
+	}
+	w.log.Warn().Msg("bucket is lost with its server; it is made anew on another one")
+	return true
 }
 
 // forget makes the next attempt read the bucket first.

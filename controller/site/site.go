@@ -147,8 +147,16 @@ func Open(ctx context.Context, cfg Config) (_ *Site, err error) {
 		}
 	}
 	s.table = table(replicas, history)
-	if err := makeStreams(ctx, s.js, s.table); err != nil {
-		return nil, err
+	for _, c := range s.table {
+		err := makeStreams(ctx, s.js, []jetstream.StreamConfig{c})
+		if s.server == nil && c.Replicas == 1 && rebuilt(c.Name) && errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+			// The one server of a cluster that has it is away. Nothing needs it that could not do without; whoever leads sees to it.
+			s.log.Warn().Err(err).Str("stream", c.Name).Msg("stream does not answer; it is done without")
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
 	}
 	return s, nil
 }
@@ -430,16 +438,21 @@ func (s *Site) only(which func(name string) bool) []jetstream.StreamConfig {
 // keepEvery is how often it is looked whether the streams are there.
 const keepEvery = time.Minute
 
+// rebuilt reports whether the content of a stream can be made again, or has to be done without.
+func rebuilt(name string) bool {
+	switch name {
+	case subjects.BucketStream(subjects.ResourcesBucket), subjects.BucketStream(subjects.ObservedBucket), subjects.HistoryStream:
+		return true
+	default:
+		return false
+	}
+}
+
 // Keep makes streams anew that are gone and whose content can be made again, until ctx ends. The journal is not one of them: an
 // empty one in its place would be taken for an installation without anything in it.
 func (s *Site) Keep(ctx context.Context) error {
-	rebuilt := s.only(func(name string) bool {
-		switch name {
-		case subjects.BucketStream(subjects.ResourcesBucket), subjects.BucketStream(subjects.ObservedBucket), subjects.HistoryStream:
-			return true
-		}
-		return false
-	})
+	table := s.only(rebuilt)
+	silent := map[string]int{} // how often in a row a stream gave no answer
 	reconnected := s.conn.StatusChanged(nats.CONNECTED)
 	defer s.conn.RemoveStatusListener(reconnected)
 	timer := time.NewTicker(keepEvery)
@@ -451,20 +464,47 @@ func (s *Site) Keep(ctx context.Context) error {
 		case <-timer.C:
 		case <-reconnected:
 		}
-		for _, c := range rebuilt {
-			call, cancel := context.WithTimeout(ctx, 5*time.Second)
-			_, err := s.js.Stream(call, c.Name)
-			if errors.Is(err, jetstream.ErrStreamNotFound) {
-				if err = makeStreams(call, s.js, []jetstream.StreamConfig{c}); err == nil {
-					s.log.Warn().Str("stream", c.Name).Msg("stream was gone and is made anew")
-				}
-			}
-			cancel()
+		for _, c := range table {
+			err := s.keep(ctx, c, silent)
 			if err != nil && ctx.Err() == nil && s.conn.IsConnected() {
 				s.log.Warn().Err(err).Str("stream", c.Name).Msg("stream not looked at")
 			}
 		}
 	}
+}
+
+// keepWait bounds each request for a stream.
+const keepWait = 5 * time.Second
+
+// keep makes one stream anew where it is gone, or where the one server of a cluster that has it is gone for good: twice in a row it gave no
+// answer then. The majority of the servers can give it up; the one that would acknowledge that is the one that is gone.
+func (s *Site) keep(ctx context.Context, c jetstream.StreamConfig, silent map[string]int) error {
+	request := func(f func(ctx context.Context) error) error {
+		ctx, cancel := context.WithTimeout(ctx, keepWait)
+		defer cancel()
+		return f(ctx)
+	}
+	err := request(func(ctx context.Context) error {
+		_, err := s.js.Stream(ctx, c.Name)
+		return err
+	})
+	if !errors.Is(err, context.DeadlineExceeded) || c.Replicas > 1 || s.conn.ConnectedClusterName() == "" {
+		silent[c.Name] = 0
+	} else if silent[c.Name]++; silent[c.Name] > 1 {
+		err = request(func(ctx context.Context) error { return s.js.DeleteStream(ctx, c.Name) })
+		if err == nil || errors.Is(err, context.DeadlineExceeded) {
+			err = jetstream.ErrStreamNotFound
+		}
+	}
+	if !errors.Is(err, jetstream.ErrStreamNotFound) {
+		return err
+	}
+	if err := request(func(ctx context.Context) error { return makeStreams(ctx, s.js, []jetstream.StreamConfig{c}) }); err != nil {
+		return err
+	}
+	silent[c.Name] = 0
+	s.log.Warn().Str("stream", c.Name).Msg("stream was gone and is made anew")
+	return nil
 }
 
 // Close ends the connections and the embedded server, in this order.

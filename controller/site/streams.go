@@ -45,10 +45,12 @@ func bucket(name string) jetstream.StreamConfig {
 	}
 }
 
-// rebuildable makes a stream fast instead of durable and replicated.
-func rebuildable(c jetstream.StreamConfig) jetstream.StreamConfig {
-	c.PersistMode = jetstream.AsyncPersistMode
-	c.Replicas = 1
+// rebuildable makes a stream fast instead of durable. With more than one replica, which is for what many hosts would have to tell again or
+// nobody could, it is not faster either: JetStream has no async mode for those.
+func rebuildable(c jetstream.StreamConfig, replicas int) jetstream.StreamConfig {
+	if c.Replicas = replicas; replicas == 1 {
+		c.PersistMode = jetstream.AsyncPersistMode
+	}
 	return c
 }
 
@@ -56,7 +58,7 @@ func rebuildable(c jetstream.StreamConfig) jetstream.StreamConfig {
 // limit of its own: JetStream would reserve that much for every host, and it holds one message for each key anyway.
 func Desired(host string) jetstream.StreamConfig {
 	name := subjects.DesiredBucket(host)
-	c := rebuildable(bucket(name))
+	c := rebuildable(bucket(name), 1)
 	c.Description = "what host " + host + " must be"
 	c.AllowMsgTTL = true // marks of removed items go by themselves
 	c.RePublish = &jetstream.RePublish{
@@ -72,11 +74,11 @@ func table(replicas int, historyBytes int64) []jetstream.StreamConfig {
 	j := journal.Config()
 	j.Replicas = replicas
 
-	resources := rebuildable(bucket(subjects.ResourcesBucket))
+	resources := rebuildable(bucket(subjects.ResourcesBucket), 1) // its writer sends ahead of acknowledgements, which copies do not allow
 	resources.Description = "the newest state of every resource, by the journal"
 	resources.AllowMsgTTL = true
 
-	observed := rebuildable(bucket(subjects.ObservedBucket))
+	observed := rebuildable(bucket(subjects.ObservedBucket), replicas)
 	observed.Description = "what the agents report, under <host>.<kind>.<id>"
 	observed.AllowMsgTTL = true
 
@@ -99,12 +101,12 @@ func table(replicas int, historyBytes int64) []jetstream.StreamConfig {
 	artifacts.DenyDelete = false
 	artifacts.Replicas = replicas
 
-	return []jetstream.StreamConfig{j, resources, observed, history(historyBytes), lease, artifacts}
+	return []jetstream.StreamConfig{j, resources, observed, history(replicas, historyBytes), lease, artifacts}
 }
 
 // history is the record of changes. Document items are published into it, observed statuses are sourced from their
 // bucket under the same subject, so that one filter shows both what was wanted and what became of it.
-func history(maxBytes int64) jetstream.StreamConfig {
+func history(replicas int, maxBytes int64) jetstream.StreamConfig {
 	source := &jetstream.StreamSource{Name: subjects.BucketStream(subjects.ObservedBucket)}
 	for _, k := range desired.Kinds() {
 		source.SubjectTransforms = append(source.SubjectTransforms, jetstream.SubjectTransformConfig{
@@ -127,7 +129,7 @@ func history(maxBytes int64) jetstream.StreamConfig {
 		DenyDelete:  true,
 		Sources:     []*jetstream.StreamSource{source},
 		Metadata:    map[string]string{schemaKey: schema},
-	})
+	}, replicas)
 }
 
 // makeStreams brings every stream of the table about. persist_mode can't be changed later, and deny_purge not be taken
@@ -140,8 +142,10 @@ func makeStreams(ctx context.Context, js jetstream.JetStream, table []jetstream.
 		case err != nil:
 			return fmt.Errorf("look up stream %s: %w", c.Name, err)
 		default:
-			c.PersistMode = s.CachedInfo().Config.PersistMode
 			c.DenyPurge = s.CachedInfo().Config.DenyPurge
+			if c.PersistMode = s.CachedInfo().Config.PersistMode; c.PersistMode == jetstream.AsyncPersistMode {
+				c.Replicas = 1
+			}
 		}
 		if _, err := js.CreateOrUpdateStream(ctx, c); err != nil {
 			return fmt.Errorf("create stream %s: %w", c.Name, err)
