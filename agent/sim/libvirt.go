@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/xml"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -26,6 +27,10 @@ type Libvirt struct {
 	next    int
 	ports   int
 	devices Devices
+
+	// active has a lock of its own: what is asked before a start may look at other hosts.
+	activeMu sync.Mutex
+	active   map[string]struct{}
 }
 
 // Devices are what guests are connected with: the bridges and the files of their host.
@@ -47,7 +52,7 @@ type simDomain struct {
 
 // NewLibvirt is a libvirtd without domains.
 func NewLibvirt() *Libvirt {
-	return &Libvirt{domains: map[string]*simDomain{}, fail: map[string]error{}, watch: map[int]watcher{}}
+	return &Libvirt{domains: map[string]*simDomain{}, fail: map[string]error{}, watch: map[int]watcher{}, active: map[string]struct{}{}}
 }
 
 // Connect makes guests need what their host has: a start or a plug fails where a bridge or a file is missing. It is to be
@@ -69,16 +74,19 @@ func (l *Libvirt) unplug(devices string) {
 
 // Active is the ids of the domains that run or are paused.
 func (l *Libvirt) Active() []string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	var ids []string
-	for id, d := range l.domains {
-		if d.info.Active() {
-			ids = append(ids, id)
-		}
+	l.activeMu.Lock()
+	defer l.activeMu.Unlock()
+	return slices.Sorted(maps.Keys(l.active))
+}
+
+func (l *Libvirt) setActive(id string, active bool) {
+	l.activeMu.Lock()
+	defer l.activeMu.Unlock()
+	if active {
+		l.active[id] = struct{}{}
+	} else {
+		delete(l.active, id)
 	}
-	slices.Sort(ids)
-	return ids
 }
 
 // Deaf makes guests ignore requests to stop, or hear them again.
@@ -165,6 +173,7 @@ func (l *Libvirt) end(id string, reason int) {
 		return
 	}
 	l.unplug(d.live)
+	l.setActive(id, false)
 	d.info.State, d.info.Reason, d.live = domain.Shutoff, reason, ""
 	if !d.info.Persistent {
 		delete(l.domains, id)
@@ -334,6 +343,7 @@ func (l *Libvirt) Start(ctx context.Context, id string, paused bool) error {
 		l.ports++
 		d.live = strings.ReplaceAll(d.config, `port="-1"`, fmt.Sprintf(`port="%d"`, 5899+l.ports))
 		d.live = strings.ReplaceAll(d.live, `<graphics type="vnc"`, `<graphics type="vnc" listen="127.0.0.1"`)
+		l.setActive(id, true)
 		d.info.State, d.info.Reason = domain.Running, 1
 		if paused {
 			d.info.State, d.info.Reason = domain.Paused, domain.PausedUser
