@@ -225,8 +225,9 @@ func TestObserved(t *testing.T) {
 	go func() {
 		ended <- s.ObservedChanges(octx, func(host string, ref desired.Ref) { told <- host + " " + ref.String(); <-hold })
 	}()
-	for len(told) == 0 { // until it listens
-		s.SetObserved("h3", vm, status(1))
+	rev := uint64(1)
+	for ; len(told) == 0; rev++ { // until it listens
+		s.SetObserved("h3", vm, status(rev))
 		time.Sleep(time.Millisecond)
 	}
 	for i := range 10 {
@@ -246,6 +247,35 @@ func TestObserved(t *testing.T) {
 	}
 	if seen["h4 host.self"] != 1 {
 		t.Errorf("a host's change was told %d times", seen["h4 host.self"])
+	}
+}
+
+// TestObservedChanges_HeartbeatIsNoNews: what is told again as it was told before wakes nobody.
+func TestObservedChanges_HeartbeatIsNoNews(t *testing.T) {
+	ctx, s := testContext(t), alone(t)
+	ctx, stop := context.WithCancel(ctx)
+	told, ended := make(chan string, 100), make(chan error, 1)
+	go func() {
+		ended <- s.ObservedChanges(ctx, func(host string, _ desired.Ref) { told <- host })
+	}()
+	for rev := uint64(1); len(told) == 0; rev++ { // until it listens
+		s.SetObserved("h1", hostRef(), status(rev))
+		time.Sleep(time.Millisecond)
+	}
+	s.SetObserved("h2", hostRef(), status(7))
+	for got := ""; got != "h2"; {
+		got = <-told
+	}
+	for range 3 {
+		s.SetObserved("h2", hostRef(), status(7))
+	}
+	s.SetObserved("h3", hostRef(), status(7))
+	if got := <-told; got != "h3" {
+		t.Errorf("%s was told again", got)
+	}
+	stop()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("ObservedChanges ends with %v", err)
 	}
 }
 
