@@ -316,6 +316,21 @@ func conformance() []conformanceTest {
 				t.Errorf("more than the definition changed: %s", d)
 			}
 		}},
+		{"what crashed and is not wanted any more is off", func(t *testing.T, a *agent) {
+			id, want := a.vm(desired.PowerOn)
+			a.must(id, want)
+			a.bed.crash(t, id)
+			eventually(t, "libvirt sees the end of QEMU", func() bool { return a.diff(id, want) == "crashed" })
+			if f := a.facts(id, *a.see(id)); f.State != desired.StateCrashed {
+				t.Errorf("facts of a guest that crashed: %+v", f)
+			}
+			want.Power = desired.PowerOff
+			a.must(id, want)
+			a.wantDiff(id, want, "")
+			if f := a.facts(id, *a.see(id)); f.State != desired.StateShutoff {
+				t.Errorf("facts of a guest that crashed and is wanted off: %+v", f)
+			}
+		}},
 		{"foreign changes of the definition are healed", func(t *testing.T, a *agent) {
 			id, want := a.vm(desired.PowerOff)
 			a.must(id, want)

@@ -414,7 +414,8 @@ func (k *Kind) Facts(id string, h Have) any {
 	case Crashed:
 		f.State = desired.StateCrashed
 	case Shutoff:
-		if h.Info.Reason == ShutoffCrashed {
+		// A crash while it was being stopped: it is off, as it was to be, and nothing is amiss any more.
+		if h.Info.Reason == ShutoffCrashed && (h.config == nil || h.config.mark.Power != powerOff) {
 			f.State = desired.StateCrashed
 		}
 	case NoState:
