@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -336,12 +335,9 @@ const (
 // RecordHosts writes into HISTORY what is known of hosts as a whole, whenever it changes, until ctx ends: whether the agent is
 // connected, and what it says of the machine. Reports that say the same again are left out. The leader does this.
 func (h *History) RecordHosts(ctx context.Context) error {
-	var mu sync.Mutex
 	told := map[string][]byte{}
 	record := func(host string) {
-		mu.Lock()
-		defer mu.Unlock()
-		seen := h.cfg.Store.View().Observed().Host(host) // looked at here, so that an older one never comes after a newer one
+		seen := h.cfg.Store.View().Observed().Host(host)
 		b, err := desired.Canonical(hostRecord{Connected: seen.Connected, Since: seen.Since, Reported: seen.Reported, Facts: seen.Facts})
 		if err != nil || bytes.Equal(told[host], b) {
 			return
@@ -356,24 +352,35 @@ func (h *History) RecordHosts(ctx context.Context) error {
 		}
 		told[host] = b
 	}
+	changed := make(chan string)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		return h.cfg.Store.ObservedChanges(ctx, func(host string, ref desired.Ref) {
-			if ref.String() == hostKey() {
-				record(host)
+			if ref.String() != hostKey() {
+				return
+			}
+			select {
+			case changed <- host:
+			case <-ctx.Done():
 			}
 		})
 	})
+	// One goroutine records, so that an older state never comes after a newer one.
 	group.Go(func() error {
-		for wait := recordSoon; ; wait = recordEvery {
+		all := time.NewTimer(recordSoon)
+		defer all.Stop()
+		for {
 			select {
 			case <-ctx.Done():
 				return context.Cause(ctx)
-			case <-time.After(wait):
-			}
-			h.cfg.Store.EachHost(func(host string, _ resource.HostObservation, _ uint64, _ map[desired.Ref]resource.PublishedItem) {
+			case host := <-changed:
 				record(host)
-			})
+			case <-all.C:
+				h.cfg.Store.EachHost(func(host string, _ resource.HostObservation, _ uint64, _ map[desired.Ref]resource.PublishedItem) {
+					record(host)
+				})
+				all.Reset(recordEvery)
+			}
 		}
 	})
 	return group.Wait()
