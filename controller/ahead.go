@@ -230,7 +230,7 @@ func (a *aheads) release(ctx context.Context) {
 			continue
 		}
 		t, ok := a.known(h.ID)
-		if !ok || t.err != nil || t.doc.Head.Gen > h.Hold.Seq {
+		if !ok || t.err != nil || t.doc.Head.Gen > h.Hold.Seq || r.Observed().PublishedGen(h.ID) > r.Seq() {
 			continue
 		}
 		d, err := compare.Ledger(h.ID, t.doc)
@@ -488,9 +488,9 @@ func (a *aheads) info(r resource.Reader, compare *plan.Renderer, id string, h *r
 		if d.Same() && len(d.Diff.Items) == 0 {
 			i.State = "same"
 		}
-		if t.doc.Head.Gen > r.Seq() {
-			i.Error = fmt.Sprintf("it was told generation %d, and the journal is at %d: whatever is decided takes effect only from there on", t.doc.Head.Gen, r.Seq())
-			i.Remedy = fmt.Sprintf("restore again with --advance %d", t.doc.Head.Gen)
+		if gen := max(t.doc.Head.Gen, r.Observed().PublishedGen(id)); gen > r.Seq() {
+			i.Error = fmt.Sprintf("it was told generation %d, and the journal is at %d: whatever is decided takes effect only from there on", gen, r.Seq())
+			i.Remedy = fmt.Sprintf("restore again with --advance %d", gen)
 		}
 		i.Compared = &d
 		i.OnlyHost, i.OnlyState, i.Elsewhere, i.Differs = len(d.OnlyHost), len(d.OnlyState), len(d.Elsewhere), len(d.Diff.Items)

@@ -45,4 +45,12 @@
 //     item of its own rather than a part in others, so that agents that do not know the kind go on with the rest.
 //   - Kickstart files are a contract between who makes installation media (controller/iso) and who installs from them (agent/metal), so
 //     what reads them is desired/kickstart. Media are filled into reserved space of an image that scripts/iso makes, so that making one needs no tools.
+//   - In a cluster of NATS servers, what agents report and HISTORY are replicated as the journal is, without async persistence, which
+//     JetStream does not have for replicas. The projection is not: its writer sends ahead of acknowledgements. A controller starts
+//     without it from the journal, and the leader makes anew what is gone for good (site.Keep, publish).
+//   - Two documents of one generation can come about when a journal is rolled back. Agents tell them apart by the head's hash, say
+//     that they are ahead, and are given a generation beyond both.
+//   - Whether a bucket or the journal has lost what a host was told is decided by the journal's end: see publish. A journal that was
+//     put back by hand, and has grown beyond what a host was told before anything of that host is seen, can't be told from one that lost
+//     nothing. Restoring goes on a million sequences further for that reason, and holds every host.
 package controller

@@ -281,6 +281,47 @@ func must(t *testing.T, err error) {
 	}
 }
 
+// TestHold_EndOfTheJournalDecides: a host is held for what the journal does not have, in its hands or in its bucket, and for nothing else.
+func TestHold_EndOfTheJournalDecides(t *testing.T) {
+	for name, tc := range map[string]struct {
+		set  func(e *plantest.Example, host string, gen uint64)
+		by   uint64
+		held bool
+	}{
+		"host at the end":      {func(e *plantest.Example, h string, gen uint64) { e.SetGen(h, gen) }, 0, false},
+		"host beyond it":       {func(e *plantest.Example, h string, gen uint64) { e.SetGen(h, gen) }, 1, true},
+		"host away, beyond it": {func(e *plantest.Example, h string, gen uint64) { e.SetGen(h, gen); e.SetConnected(h, false) }, 1, true},
+		"bucket at the end":    {func(e *plantest.Example, h string, gen uint64) { e.SetPublishedGen(h, gen) }, 0, false},
+		"bucket beyond it":     {func(e *plantest.Example, h string, gen uint64) { e.SetPublishedGen(h, gen) }, 1, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := plantest.NewExample(1, 1)
+			for plan.Due(e.View(), e.Now) {
+				if _, err := e.Tick(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			host, end := e.IDs["h1"], e.View().Seq()
+			tc.set(e, host, end+tc.by)
+			if plan.Due(e.View(), e.Now) != tc.held {
+				t.Errorf("due: %t, want %t", !tc.held, tc.held)
+			}
+			if tc.held {
+				if _, err := e.Tick(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			h, err := resource.Get[*resource.Host](e.View(), host)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if held := h.Hold != nil && h.Hold.Seq == end; held != tc.held {
+				t.Errorf("hold: %+v at end %d, want held %t", h.Hold, end, tc.held)
+			}
+		})
+	}
+}
+
 // TestHold_NothingIsPlaced: a host that is held gets nothing new, and one that is ahead of the journal is held by itself.
 func TestHold_NothingIsPlaced(t *testing.T) {
 	e := plantest.NewExample(1, 1)

@@ -21,7 +21,7 @@ const TickLimit = 256
 // Due reports whether Tick would do anything at that time. It takes no transaction, so that the caller can look often.
 func Due(r resource.Reader, now time.Time) bool {
 	due := false
-	decide(r, now, func(resource.Kind, string, decision) bool {
+	decide(r, r.Seq(), now, func(resource.Kind, string, decision) bool {
 		due = true
 		return false
 	})
@@ -35,7 +35,7 @@ func Due(r resource.Reader, now time.Time) bool {
 // One decision that can't be stored fails the whole of it; see Pending and Follow for taking them one by one.
 func Tick(tx resource.Tx) (changed bool, err error) {
 	var all []decision
-	decide(tx, tx.Now(), func(_ resource.Kind, _ string, d decision) bool {
+	decide(tx, tx.Seq()-1, tx.Now(), func(_ resource.Kind, _ string, d decision) bool {
 		all = append(all, d)
 		return len(all) < TickLimit
 	})
@@ -50,7 +50,7 @@ func Tick(tx resource.Tx) (changed bool, err error) {
 // Pending names the resources that something is due for, in the order of Tick.
 func Pending(r resource.Reader, now time.Time) []resource.Ref {
 	var out []resource.Ref
-	decide(r, now, func(kind resource.Kind, id string, _ decision) bool {
+	decide(r, r.Seq(), now, func(kind resource.Kind, id string, _ decision) bool {
 		out = append(out, resource.Ref{Kind: kind, ID: id})
 		return true
 	})
@@ -63,31 +63,32 @@ func Follow(tx resource.Tx, kind resource.Kind, id string) (changed bool, err er
 	if r == nil {
 		return false, nil
 	}
-	d := decideOne(tx, tx.Now(), r)
+	d := decideOne(tx, tx.Seq()-1, tx.Now(), r)
 	if d == nil {
 		return false, nil
 	}
 	return true, d(tx)
 }
 
-// decide finds what is due and yields it until yield says that it is enough.
-func decide(r resource.Reader, now time.Time, yield func(resource.Kind, string, decision) bool) {
+// decide finds what is due and yields it until yield says that it is enough. end is where the journal ends: a transaction's own sequence is
+// beyond it.
+func decide(r resource.Reader, end uint64, now time.Time, yield func(resource.Kind, string, decision) bool) {
 	for _, kind := range []resource.Kind{
 		resource.KindHost, resource.KindVM, resource.KindVolume, resource.KindTask, resource.KindAccount, resource.KindSession, resource.KindHostToken, resource.KindEnrolment,
 		resource.KindRevocation, resource.KindPlan,
 	} {
 		for x := range r.All(kind) {
-			if d := decideOne(r, now, x); d != nil && !yield(kind, x.Base().ID, d) {
+			if d := decideOne(r, end, now, x); d != nil && !yield(kind, x.Base().ID, d) {
 				return
 			}
 		}
 	}
 }
 
-func decideOne(r resource.Reader, now time.Time, x resource.Resource) decision {
+func decideOne(r resource.Reader, end uint64, now time.Time, x resource.Resource) decision {
 	switch x := x.(type) {
 	case *resource.Host:
-		return decideHost(r, now, x)
+		return decideHost(r, end, now, x)
 	case *resource.VM:
 		return decideVM(r, now, x)
 	case *resource.Volume:
@@ -108,17 +109,15 @@ func decideOne(r resource.Reader, now time.Time, x resource.Resource) decision {
 	}
 }
 
-func decideHost(r resource.Reader, now time.Time, h *resource.Host) decision {
-	// A generation is a sequence of the journal: one that is higher than all of them stems from messages that are lost.
-	if ob := r.Observed().Host(h.ID); h.Hold == nil && ob.Connected && ob.Reported && ob.Facts.Gen > r.Seq() {
+func decideHost(r resource.Reader, end uint64, now time.Time, h *resource.Host) decision {
+	if h.Hold == nil && beyond(r, h.ID) > end {
 		return func(tx resource.Tx) error {
-			if ob := tx.Observed().Host(h.ID); ob.Facts.Gen < tx.Seq() {
+			gen, end := beyond(tx, h.ID), tx.Seq()-1
+			if gen <= end {
 				return nil
 			}
 			h := resource.Copy(h)
-			h.Hold = &resource.HostHold{
-				Since: now, Seq: tx.Seq() - 1, Why: fmt.Sprintf("it was told generation %d, and the journal ends at %d", ob.Facts.Gen, tx.Seq()-1),
-			}
+			h.Hold = &resource.HostHold{Since: now, Seq: end, Why: fmt.Sprintf("it was told generation %d, and the journal ends at %d", gen, end)}
 			return tx.Put(h)
 		}
 	}
@@ -131,6 +130,13 @@ func decideHost(r resource.Reader, now time.Time, h *resource.Host) decision {
 		h.VTEPs = v
 		return tx.Put(h)
 	}
+}
+
+// beyond is the highest generation that a host was told, by its own word or by what its bucket holds. A generation is a sequence of
+// the journal, so that one above the journal's end stems from messages that are lost: the host is held then, see resource.HostHold.
+func beyond(r resource.Reader, host string) uint64 {
+	o := r.Observed()
+	return max(o.Host(host).Facts.Gen, o.PublishedGen(host))
 }
 
 // setVTEPs brings the tunnel addresses of all hosts up to date.

@@ -5,8 +5,11 @@
 //
 //   - What a host finds in its bucket is, or soon will be, what Render says of some snapshot of the store, and in the end of the
 //     newest: work that a newer snapshot has overtaken is skipped, nothing that changed is missed.
-//   - A document's generation is the journal sequence of the snapshot that it was rendered from. It never goes back. A bucket
-//     that is ahead of the journal (a restored backup) is left alone, loudly: rolling hosts back is a person's decision.
+//   - A document's generation is the journal sequence of the snapshot that it was rendered from. It never goes back.
+//   - Where a host, or its bucket, has a newer generation than is to be written, the journal's end decides. A generation that the
+//     journal has got to was lost by the bucket only: the host is told on, under a generation beyond it. One that is beyond the journal's end
+//     was lost by the journal: nothing is written, plan.Tick holds the host (resource.HostHold), and rolling it back or taking over
+//     what it has is a person's decision. While a host is held nothing is written for it.
 //   - An item's Rev is the generation at which its content last changed, its Cause the request that changed it. Both
 //     survive the publisher: it reads the bucket before it writes for the first time.
 //   - Items are written before the head that lists them, what the head no longer lists is purged after it. A publisher that dies

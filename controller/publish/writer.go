@@ -32,7 +32,7 @@ const (
 	tombstoneTTL = "168h"
 )
 
-// errAhead: the bucket, or the host itself, holds a generation that the journal has not reached.
+// errAhead: the bucket, or the host itself, holds a generation that the document to be written has not reached.
 var errAhead = errors.New("the host is ahead of the journal")
 
 // writer writes one host's documents, one after the other.
@@ -159,6 +159,10 @@ func (w *writer) write(ctx context.Context, r *rendered) error {
 	if r.removed {
 		return w.remove(ctx)
 	}
+	if h, ok := resource.Find[*resource.Host](w.p.cfg.Store.View(), w.host); ok && h.Hold != nil {
+		w.forget() // what is wanted is rendered again when it is not held any more
+		return nil
+	}
 	if !w.known || r.reload {
 		if err := w.load(ctx, r.seq); err != nil {
 			return err
@@ -173,7 +177,7 @@ func (w *writer) write(ctx context.Context, r *rendered) error {
 	now := w.p.cfg.Store.View()
 	facts := now.Observed().Host(w.host).Facts
 	if w.whole && len(changed) == 0 && len(removed) == 0 && sameBits && !outrun(facts, w.gen) {
-		w.tell()
+		w.tell(w.gen, w.sent)
 		return nil
 	}
 	if w.gen > r.seq {
@@ -206,7 +210,7 @@ func (w *writer) write(ctx context.Context, r *rendered) error {
 	w.headHash, w.headGen = desired.Hash(headBytes), r.seq
 	w.p.mu.Unlock()
 	w.log.Debug().Uint64("gen", r.seq).Int("changed", len(changed)).Int("removed", len(removed)).Msg("document written")
-	w.tell()
+	w.tell(w.gen, w.sent)
 	return nil
 }
 
@@ -217,12 +221,12 @@ func outrun(facts desired.HostFacts, gen uint64) bool {
 }
 
 // tell lets the store know what is in the bucket.
-func (w *writer) tell() {
-	items := make(map[desired.Ref]resource.PublishedItem, len(w.sent))
-	for ref, s := range w.sent {
+func (w *writer) tell(gen uint64, held map[desired.Ref]sent) {
+	items := make(map[desired.Ref]resource.PublishedItem, len(held))
+	for ref, s := range held {
 		items[ref] = resource.PublishedItem{Rev: s.rev, Cause: s.cause}
 	}
-	w.p.cfg.Store.SetPublished(w.host, w.gen, items)
+	w.p.cfg.Store.SetPublished(w.host, gen, items)
 }
 
 // diff finds what differs from the bucket: the bytes of changed items, the names of removed ones, and all items as they will stand.
@@ -352,6 +356,7 @@ func (w *writer) load(ctx context.Context, seq uint64) error {
 		return err
 	}
 	if b.gen > seq {
+		w.tell(b.gen, b.items) // so that a host is held whose bucket the journal has not reached
 		return fmt.Errorf("the bucket's generation is %d, the journal's sequence %d: %w", b.gen, seq, errAhead)
 	}
 	w.sent, w.gen, w.bits, w.whole, w.last = b.items, b.gen, b.bits, b.whole, b.last

@@ -118,6 +118,11 @@ func (s *Site) SetClock(host string, c desired.Clock) {
 	})
 }
 
+// SetPublishedGen makes a host's bucket hold a generation.
+func (s *Site) SetPublishedGen(host string, gen uint64) {
+	s.observe(func(o *Observed) { o.published[host] = gen })
+}
+
 // Report sets the status of an item; the revision is that of the published item unless given.
 func (s *Site) Report(host string, ref desired.Ref, st desired.Status, facts any) {
 	s.observe(func(o *Observed) { o.report(host, ref, st, facts, s.Now) })
