@@ -470,30 +470,54 @@ func TestReport_NewestWinsAndComesBack(t *testing.T) {
 	}
 }
 
-// TestReport_BucketMadeAnew: nobody is disconnected when a bucket is made anew. The next acknowledgement tells.
+// TestReport_BucketMadeAnew: nobody is disconnected when a bucket is made anew. The next report tells, also if it was refused while there
+// was no bucket, and if others have filled the new one beyond where the old one was.
 func TestReport_BucketMadeAnew(t *testing.T) {
-	b := newBench(t)
-	l, _, _ := linked(t, b, nil)
-	var refs []desired.Ref
-	for i := range 20 {
-		refs = append(refs, desired.Ref{Kind: desired.KindPool, ID: fmt.Sprintf("p%d", i)})
-		l.Report(refs[i], &desired.Status{Rev: 1, Phase: desired.PhaseReady})
-	}
-	all := func() bool {
-		for _, ref := range refs {
-			if _, ok := b.observed(ref); !ok {
-				return false
+	for name, tc := range map[string]struct{ refused, filled bool }{
+		"at once": {}, "refused meanwhile": {refused: true}, "filled by others": {filled: true}, "refused and filled": {true, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			l, _, _ := linked(t, b, nil)
+			var refs []desired.Ref
+			for i := range 20 {
+				refs = append(refs, desired.Ref{Kind: desired.KindPool, ID: fmt.Sprintf("p%d", i)})
+				l.Report(refs[i], &desired.Status{Rev: 1, Phase: desired.PhaseReady})
 			}
-		}
-		return true
+			all := func() bool {
+				for _, ref := range refs {
+					if _, ok := b.observed(ref); !ok {
+						return false
+					}
+				}
+				return true
+			}
+			b.until("everything is reported", all)
+			if err := b.js.DeleteStream(t.Context(), subjects.BucketStream(subjects.ObservedBucket)); err != nil {
+				t.Fatal(err)
+			}
+			if tc.refused {
+				l.Report(refs[0], &desired.Status{Rev: 2, Phase: desired.PhaseReady})
+				b.until("it is refused", func() bool {
+					l.report.mu.Lock()
+					defer l.report.mu.Unlock()
+					return l.report.sending[refs[0]]
+				})
+			}
+			b.must(b.js.CreateOrUpdateStream(t.Context(), observedConfig()))
+			if tc.filled {
+				for i := range 100 {
+					if _, err := b.js.Publish(t.Context(), subjects.BucketSubject(subjects.ObservedBucket, subjects.ObservedKey("other", "pool", fmt.Sprint(i))), nil); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			if !tc.refused {
+				l.Report(refs[0], &desired.Status{Rev: 2, Phase: desired.PhaseReady})
+			}
+			b.until("everything is reported again", all)
+		})
 	}
-	b.until("everything is reported", all)
-	if err := b.js.DeleteStream(t.Context(), subjects.BucketStream(subjects.ObservedBucket)); err != nil {
-		t.Fatal(err)
-	}
-	b.must(b.js.CreateOrUpdateStream(t.Context(), observedConfig()))
-	l.Report(refs[0], &desired.Status{Rev: 2, Phase: desired.PhaseReady})
-	b.until("everything is reported again", all)
 }
 
 // TestReport_ForgottenIsPurged: a process reports and dies before it can say that the item is gone.

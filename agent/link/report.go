@@ -10,10 +10,12 @@ import (
 	"math/rand/v2"
 	"os"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
 	"shoal/agent/host"
@@ -35,8 +37,9 @@ type reporter struct {
 	dirty   map[desired.Ref][]byte
 	sending map[desired.Ref]bool
 	online  bool
-	whole   bool   // everything is to be sent again
-	seq     uint64 // the highest that was acknowledged
+	whole   bool // everything is to be sent again
+	// stored is the sequence at which the bucket holds an item's status, as far as that is known.
+	stored map[desired.Ref]uint64
 
 	// names are the items that may have a status in the bucket, kept in a file: an agent that died, or a host that lost
 	// power, between the end of an item and the purge of its status must still purge it. Nobody else would.
@@ -48,7 +51,7 @@ type reporter struct {
 func newReporter(hostID, file string, log zerolog.Logger) (*reporter, error) {
 	r := &reporter{
 		host: hostID, file: file, log: log, wake: make(chan struct{}, 1),
-		last: map[desired.Ref][]byte{}, dirty: map[desired.Ref][]byte{}, sending: map[desired.Ref]bool{}, names: map[desired.Ref]struct{}{},
+		last: map[desired.Ref][]byte{}, dirty: map[desired.Ref][]byte{}, sending: map[desired.Ref]bool{}, stored: map[desired.Ref]uint64{}, names: map[desired.Ref]struct{}{},
 	}
 	if file == "" {
 		return r, nil
@@ -149,6 +152,7 @@ func (r *reporter) pause() {
 func (r *reporter) resume() {
 	r.mu.Lock()
 	r.online, r.whole = true, true
+	clear(r.stored)
 	r.mu.Unlock()
 	r.rouse()
 }
@@ -203,10 +207,14 @@ func (r *reporter) run(ctx context.Context, nc *nats.Conn, spread time.Duration)
 			}
 			sends.Go(func() {
 				defer func() { <-slots }()
-				floor := r.acked()
-				seq, err := r.send(ctx, nc, ref, b)
+				after := r.after(ref)
+				seq, err := r.send(ctx, nc, ref, b, after)
+				if errors.Is(err, errOther) {
+					r.lost(ref, after)
+					seq, err = r.send(ctx, nc, ref, b, 0)
+				}
 				if err == nil {
-					r.ack(floor, seq)
+					r.store(ref, b, seq)
 				}
 				r.done(ctx, ref, b, err)
 			})
@@ -262,32 +270,51 @@ func (r *reporter) done(ctx context.Context, ref desired.Ref, b []byte, err erro
 // tombstoneTTL is how long the mark of a purged status stays in the bucket.
 const tombstoneTTL = "1h"
 
-// acked is the highest sequence that the bucket has acknowledged.
-func (r *reporter) acked() uint64 {
+// errOther: the bucket holds another status of an item than the one that it had acknowledged, or none.
+var errOther = errors.New("the bucket does not hold what it had acknowledged")
+
+// after is the sequence at which the bucket is to hold what was sent of an item last; 0 where that is not known.
+func (r *reporter) after(ref desired.Ref) uint64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.seq
+	return r.stored[ref]
 }
 
-// ack notes the sequence that the bucket gave to what was sent when floor had been acknowledged. A lower one is that of a bucket that
-// was made anew, or rolled back, with nobody having been disconnected: everything is sent again.
-func (r *reporter) ack(floor, seq uint64) {
+// store notes where the bucket holds a status that it has acknowledged. After an error that stays as it was: if the bucket has taken the
+// status all the same, everything is sent once more than it need be.
+func (r *reporter) store(ref desired.Ref, b []byte, seq uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if seq > floor {
-		r.seq = max(r.seq, seq)
-		return
+	if b == nil {
+		delete(r.stored, ref)
+	} else {
+		r.stored[ref] = seq
 	}
-	r.seq, r.whole = seq, true
-	r.log.Warn().Uint64("seq", seq).Msg("bucket of statuses has gone back; all are sent again")
 }
 
-// send writes one status and gives the sequence that is acknowledged.
-func (r *reporter) send(ctx context.Context, nc *nats.Conn, ref desired.Ref, b []byte) (uint64, error) {
+// lost has everything sent again, once: the bucket was made anew, or rolled back, with nobody having been disconnected. Nobody but this agent
+// writes its keys, so that a bucket which does not hold one of them at the sequence that it had acknowledged has lost something.
+func (r *reporter) lost(ref desired.Ref, after uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.stored[ref] != after {
+		return // another status has found out
+	}
+	clear(r.stored)
+	r.whole = true
+	r.log.Warn().Uint64("seq", after).Stringer("id", ref).Msg("bucket of statuses does not hold what it had acknowledged; all are sent again")
+}
+
+// send writes one status and gives the sequence that is acknowledged. It is an errOther where the bucket does not hold the item's status at
+// sequence after; 0 for whatever it holds.
+func (r *reporter) send(ctx context.Context, nc *nats.Conn, ref desired.Ref, b []byte, after uint64) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	m := nats.NewMsg(subjects.BucketSubject(subjects.ObservedBucket, subjects.ObservedKey(r.host, string(ref.Kind), ref.ID)))
 	m.Data = b
+	if after > 0 {
+		m.Header.Set(jetstream.ExpectedLastSubjSeqHeader, strconv.FormatUint(after, 10))
+	}
 	if b == nil {
 		m.Header.Set("KV-Operation", "PURGE")
 		m.Header.Set("Nats-Rollup", "sub")
@@ -299,12 +326,16 @@ func (r *reporter) send(ctx context.Context, nc *nats.Conn, ref desired.Ref, b [
 	}
 	var ack struct {
 		Error *struct {
-			Description string `json:"description"`
+			Code        jetstream.ErrorCode `json:"err_code"`
+			Description string              `json:"description"`
 		} `json:"error"`
 		Seq uint64 `json:"seq"`
 	}
 	if err := json.Unmarshal(answer.Data, &ack); err != nil {
 		return 0, fmt.Errorf("report %s: read the acknowledgement: %w", ref, err)
+	}
+	if ack.Error != nil && (ack.Error.Code == jetstream.JSErrCodeStreamWrongLastSequence || ack.Error.Code == jetstream.JSErrCodeStreamWrongLastSequenceConstant) {
+		return 0, fmt.Errorf("report %s: %w", ref, errOther)
 	}
 	if ack.Error != nil {
 		return 0, fmt.Errorf("report %s: %s", ref, ack.Error.Description)
