@@ -18,4 +18,6 @@
 //
 // What drift policy holds must survive an agent: what was Ready or is held is kept beside the ledger (ledger.Marks), for kinds that are
 // not healed only. Otherwise a foreign change would look like work that was never done to the next agent, which would do it.
+//
+// Machine is all that an agent touches of a host beside its own directory; agent/sim/fleet gives it models of whole hosts.
 package agent

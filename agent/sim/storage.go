@@ -67,8 +67,8 @@ func (t *tree) set(name string, f *simFile) {
 }
 
 // of is where a file lies, by its real name.
-func (s *Storage) of(real string) *tree {
-	if strings.HasPrefix(real, "@") {
+func (s *Storage) of(file string) *tree {
+	if strings.HasPrefix(file, "@") {
 		return s.filers
 	}
 	return s.local
@@ -94,8 +94,8 @@ func (s *Storage) Share(with *Storage) {
 func (s *Storage) Made(name string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	real := s.real(name)
-	return s.of(real).made[real]
+	file := s.real(name)
+	return s.of(file).made[file]
 }
 
 // Export makes "server:/path" mountable, or not.
@@ -121,8 +121,8 @@ func (s *Storage) Put(name string, content []byte) {
 // Drop is somebody else's rm.
 func (s *Storage) Drop(name string) {
 	s.locked(func() {
-		real := s.enter(name)
-		delete(s.of(real).files, real)
+		file := s.enter(name)
+		delete(s.of(file).files, file)
 	})
 }
 
@@ -161,8 +161,8 @@ func (s *Storage) Reset() {
 func (s *Storage) Has(name string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	real := s.real(name)
-	return s.of(real).files[real] != nil
+	file := s.real(name)
+	return s.of(file).files[file] != nil
 }
 
 func (s *Storage) locked(f func()) {
@@ -212,13 +212,13 @@ func parents(name string) []string {
 }
 
 func (s *Storage) put(name string, content []byte, size uint64) {
-	real := s.enter(name)
-	s.of(real).set(real, &simFile{content: slices.Clone(content), size: size, perm: 0o644})
+	file := s.enter(name)
+	s.of(file).set(file, &simFile{content: slices.Clone(content), size: size, perm: 0o644})
 }
 
 func (s *Storage) get(name string) (*simFile, error) {
-	real := s.enter(name)
-	if f := s.of(real).files[real]; f != nil {
+	file := s.enter(name)
+	if f := s.of(file).files[file]; f != nil {
 		return f, nil
 	}
 	return nil, &fs.PathError{Op: "open", Path: name, Err: syscall.ENOENT}
@@ -412,9 +412,9 @@ func (s *Storage) Publish(from, to string, perm fs.FileMode) error {
 		return err
 	}
 	f.perm = perm
-	old, real := s.enter(from), s.enter(to)
+	old, file := s.enter(from), s.enter(to)
 	delete(s.of(old).files, old)
-	s.of(real).set(real, f)
+	s.of(file).set(file, f)
 	return nil
 }
 
