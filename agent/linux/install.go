@@ -83,7 +83,11 @@ func (i *installer) packages(ctx context.Context, missing []string) error {
 		return nil
 	}
 	i.cfg.Say("installing packages: %s", strings.Join(missing, " "))
-	err := i.run(ctx, "env", append([]string{"DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "-y", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=300", "install"}, missing...)...)
+	// Configuration that somebody has written stays, and nobody is asked.
+	err := i.run(ctx, "env", append([]string{
+		"DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "-y", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=300",
+		"-o", "DPkg::Options::=--force-confdef", "-o", "DPkg::Options::=--force-confold", "install",
+	}, missing...)...)
 	if err != nil {
 		return fmt.Errorf("install packages: %w", err)
 	}

@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -41,6 +42,7 @@ func command() *cobra.Command {
 	cfg := controller.Config{Version: version}
 	var level, format, passwordFile string
 	var sources []string
+	var check bool
 	cmd := &cobra.Command{
 		Use:   "shoal-controller",
 		Short: "Decide what hosts must be, and tell them",
@@ -82,6 +84,13 @@ What clients must trust is in <data>/ca.pem.`,
 					log.Warn().Err(err).Msg("systemd not told that the controller is ready")
 				}
 			}
+			if check {
+				plan, err := controller.Check(cfg)
+				if err != nil {
+					return err
+				}
+				return json.NewEncoder(cmd.OutOrStdout()).Encode(plan)
+			}
 			tuneGC()
 			if cfg.Name == "" {
 				full, err := os.Hostname()
@@ -120,6 +129,7 @@ What clients must trust is in <data>/ca.pem.`,
 	f.Var((*days)(&cfg.JournalKeep), "journal-keep", "how much history the journal keeps, such as 400d or 720h; 0 for all of it")
 	f.Var((*size)(&cfg.JournalMaxBytes), "journal-max-size", "how large the journal may become before history goes, however young, such as 20GiB; 0 for no limit")
 	f.BoolVar(&cfg.AuditReads, "audit-reads", false, "record calls that only read in the journal, too")
+	f.BoolVar(&check, "check", false, "only look whether flags and keys are good, print what would be done as JSON, and change nothing")
 	f.StringVar(&passwordFile, "first-password-file", "", "file that the first start writes the admin account's one-time password to, instead of printing it")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&format, "log-format", "json", "json or console")

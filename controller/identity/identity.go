@@ -159,6 +159,25 @@ func Open(dir string) (*Identity, error) {
 	return id, nil
 }
 
+// Check reads the keys in dir as Open would, and makes none. A directory that is not there or is empty is fine.
+func Check(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && len(entries) == 0 {
+		return nil
+	}
+	var l layout
+	if err == nil {
+		l, err = readLayout(dir)
+	}
+	if err == nil && l.Version == layoutNow { // of an older one keys may be missing that Open adds
+		_, err = load(dir)
+	}
+	if err != nil {
+		return fmt.Errorf("check identity %s: %w", dir, err)
+	}
+	return nil
+}
+
 // create makes all keys beside dir and moves them into place in one step, so that there is never half an identity.
 func create(dir string) error {
 	parent := filepath.Dir(dir)

@@ -126,7 +126,7 @@ func (a *App) Command() *cobra.Command {
 		}
 	}
 	a.planCommand(root)
-	root.AddCommand(a.replayCommand(), a.applyCommand(), a.loginCommand(), a.logoutCommand(), a.contextCommand(), a.isoCommand(), a.natsCommand(), a.versionCommand())
+	root.AddCommand(a.replayCommand(), a.applyCommand(), a.loginCommand(), a.logoutCommand(), a.contextCommand(), a.isoCommand(), a.controllerCommand(), a.natsCommand(), a.versionCommand())
 	return root
 }
 
