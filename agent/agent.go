@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
@@ -17,6 +18,7 @@ import (
 	"shoal/agent/ledger"
 	"shoal/agent/link"
 	"shoal/agent/probe"
+	"shoal/agent/update"
 	"shoal/desired"
 )
 
@@ -49,8 +51,13 @@ type Config struct {
 	Connection func(*link.Config)
 }
 
+// ErrReplaced ends an agent that is to be replaced by another release; see update.Relaunch.
+var ErrReplaced = errors.New("another release of the agent is to run")
+
 // Run is an agent. It returns nil when ctx ends, and leaves everything on the host as it is.
 func Run(ctx context.Context, cfg Config) error {
+	ctx, replace := context.WithCancelCause(ctx)
+	defer replace(nil)
 	who, lock, err := identity(ctx, cfg)
 	if err != nil || who == nil {
 		return err
@@ -71,7 +78,7 @@ func Run(ctx context.Context, cfg Config) error {
 		log.Error().Err(err).Msg("ledger was damaged; the last whole document in it is in force")
 	}
 
-	a := &agent{book: book, log: log, self: desired.HostFacts{Version: cfg.Version, Started: time.Now().UTC()}}
+	a := &agent{book: book, log: log, self: desired.HostFacts{Version: cfg.Version, Started: time.Now().UTC()}, offline: "not connected to the controller"}
 	if err := a.connect(cfg, who); err != nil {
 		return err
 	}
@@ -92,6 +99,11 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := a.addKinds(cfg, hostID, *machine); err != nil {
 		return err
 	}
+	updater := update.New(update.Config{
+		Data: cfg.Data, Key: who.ReleaseKey, Part: a.link.ReleasePart, Health: a, Run: machine.Run, Log: log,
+		Restart: func() { replace(ErrReplaced) },
+	})
+	engine.Add(a.engine, engine.StageBase, desired.KindAgent, updater)
 
 	if doc, ok := book.Document(); ok {
 		if doc.Head.Host != hostID {
@@ -118,14 +130,19 @@ func Run(ctx context.Context, cfg Config) error {
 		return clock.Run(running, func(c desired.Clock) { a.tell(func(f *desired.HostFacts) { f.Clock = &c }) })
 	})
 	group.Go(func() error { own.Watch(running, log, a.link.Reach); return nil })
+	group.Go(func() error { return updater.Run(running) })
 	err = group.Wait()
 	if flushErr := marks.Flush(); flushErr != nil {
 		log.Error().Err(flushErr).Msg("what is held by drift policy is not on disk")
 	}
-	if ctx.Err() == nil {
+	switch {
+	case ctx.Err() == nil:
 		return err
+	case errors.Is(context.Cause(ctx), ErrReplaced):
+		return ErrReplaced
+	default:
+		return nil
 	}
-	return nil
 }
 
 // agent is what Run wires together.
@@ -139,6 +156,8 @@ type agent struct {
 
 	mu   sync.Mutex
 	self desired.HostFacts
+	// offline says why there is no connection; "" where there is one.
+	offline string
 	// counted is set once the inventory is known; there is nothing to tell of the host before.
 	counted bool
 }
@@ -196,8 +215,9 @@ func (a *agent) connect(cfg Config, who *install.Identity) error {
 	last := link.State{}
 	linked := link.Config{
 		URL: strings.Join(who.URLs(), ","), Creds: who.Creds(), Host: who.Host(), Names: filepath.Join(cfg.Data, "reported.json"),
-		OnDocument: a.accept, OnAhead: a.ahead, Document: a.book.Document, Log: a.log,
+		OnDocument: a.accept, OnAhead: a.ahead, OnTooNew: a.tooNew, Document: a.book.Document, Log: a.log,
 		OnState: func(s link.State) {
+			a.noteState(s)
 			if s.Connected {
 				a.renewer.Connected()
 			} else {
@@ -227,6 +247,42 @@ func (a *agent) connect(cfg Config, who *install.Identity) error {
 	return err
 }
 
+func (a *agent) noteState(s link.State) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.offline = ""
+	if !s.Connected {
+		a.offline = "not connected to the controller"
+		if s.Err != nil {
+			a.offline += ": " + s.Err.Error()
+		}
+	}
+}
+
+// Heard implements update.Health.
+func (a *agent) Heard() string {
+	a.mu.Lock()
+	offline := a.offline
+	a.mu.Unlock()
+	read, heard := a.link.Exchanged()
+	switch {
+	case offline != "":
+		return offline
+	case !read:
+		return "the controller's document was not read"
+	case !heard:
+		return "the controller has acknowledged no status"
+	default:
+		return ""
+	}
+}
+
+// Document implements update.Health.
+func (a *agent) Document() (desired.Document, bool) { return a.book.Document() }
+
+// Statuses implements update.Health.
+func (a *agent) Statuses() map[desired.Ref]desired.Status { return a.engine.Statuses() }
+
 // accept takes a document that came from the controller: first onto the disk, then into force.
 func (a *agent) accept(doc desired.Document) error {
 	start := time.Now()
@@ -250,6 +306,24 @@ func (a *agent) ahead(ahead bool) {
 		a.log.Warn().Msg("the controller's document is older than the ledger's, which stays in force")
 	}
 	a.tell(func(f *desired.HostFacts) { f.Ahead = ahead })
+}
+
+// tooNew takes why the newest document is not in force, nil where it may be.
+func (a *agent) tooNew(err error) {
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	a.mu.Lock()
+	same := a.self.TooNew == text
+	a.mu.Unlock()
+	if same {
+		return
+	}
+	if err != nil {
+		a.log.Error().Err(err).Msg("the controller's document can't be understood; the ledger's stays in force")
+	}
+	a.tell(func(f *desired.HostFacts) { f.TooNew = text })
 }
 
 func (a *agent) inventory(inv desired.Inventory) {

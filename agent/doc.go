@@ -12,6 +12,8 @@
 // and the agent's part is to say that its controller still answers. The screen of a host, agent/console, is a program beside the agent, which reads
 // what that leaves on the disk.
 //
+// The agent itself is an item like others (agent/update): the binary that a supervisor starts is the launcher of the release that is to run.
+//
 // What a host was last told is in its ledger, so that an agent needs nobody to do its work: it acts on the ledger as soon as it
 // starts, before and without a connection. Ending an agent ends nothing else: guests, DHCP servers, rules and mounts
 // stay, and the next agent finds them.

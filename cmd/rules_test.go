@@ -67,7 +67,7 @@ func ours(imports []string) []string {
 }
 
 // kinds are the packages that drive one sort of thing on a host.
-var kinds = []string{"agent/netdev", "agent/dhcp", "agent/secgroup", "agent/pool", "agent/volume", "agent/domain"}
+var kinds = []string{"agent/netdev", "agent/dhcp", "agent/secgroup", "agent/pool", "agent/volume", "agent/domain", "agent/update"}
 
 // seams are what a kind may use besides its own backend; agent/xtables is one that dhcp and secgroup share.
 var seams = []string{"desired", "agent/engine", "agent/host", "agent/xtables"}

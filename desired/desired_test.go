@@ -1,6 +1,8 @@
 package desired
 
 import (
+	"crypto/ed25519"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -21,6 +23,10 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 func samples() map[Kind]Spec {
 	addr, prefix := netip.MustParseAddr, netip.MustParsePrefix
 	return map[Kind]Spec{
+		KindAgent: &Agent{
+			Version: "1.2.3", Arch: "amd64", SHA256: strings.Repeat("ab", 32), Bytes: 30 << 20, Signature: base64.StdEncoding.EncodeToString(make([]byte, 64)), Release: "r1",
+			TrialSeconds: 180, Try: 1,
+		},
 		KindNetDev: &NetDev{Type: NetDevVXLAN, Bridge: "shb0123456789ab", Uplink: "shx0123456789ab", MTU: 1450, VXLAN: &VXLAN{
 			VNI: 100, Local: addr("10.77.0.11"), Port: 4789, Remotes: []netip.Addr{addr("10.77.0.12")},
 		}},
@@ -294,6 +300,10 @@ func FuzzDecodeItem(f *testing.F) {
 		}
 		// Decoding a spec must never panic, whatever it says.
 		switch it.Kind {
+		case KindAgent:
+			if a, err := DecodeSpec[Agent](it); err == nil && a.SignedBy(ed25519.NewKeyFromSeed(make([]byte, 32)).Public().(ed25519.PublicKey)) {
+				t.Fatalf("%q is signed by a key that has signed nothing", b)
+			}
 		case KindNetDev:
 			_, _ = DecodeSpec[NetDev](it)
 		case KindDHCP:

@@ -16,6 +16,13 @@
 // never goes back. Rev is the journal sequence at which an item's content last changed. A status names the Rev that the
 // agent acted on: a change is done when Rev is at least the change's and Phase is Ready.
 //
+// # Versions
+//
+// Controllers and agents of different versions work together. An agent refuses an item of a kind, or with a field, that it does not know
+// (TooNew), and does all the others; heads and items themselves have a schema (see [DocumentSchema]), and a document of a newer one is refused
+// whole. Statuses and facts are read leniently: what a controller does not know in them it ignores. Fields are never
+// renamed, and what an older side does not set has a zero value that means what was before.
+//
 // # Removing
 //
 // An item that leaves the document is taken off the host, if it bears our mark. Files that hold data are the exception:

@@ -17,6 +17,7 @@ type Kind string
 
 // The kinds, in the order in which a host needs them.
 const (
+	KindAgent    Kind = "agent"    // the release of the agent itself; its only id is AgentItemID. Spec: Agent
 	KindNetDev   Kind = "netdev"   // a layer 2 network on the host: bridge, VLAN or VXLAN device. Spec: NetDev
 	KindPool     Kind = "pool"     // a primary storage on the host. Spec: Pool
 	KindImage    Kind = "image"    // an image in a pool's cache. Spec: Image
@@ -35,7 +36,7 @@ const (
 
 // Kinds lists the kinds of items that hosts do something about, and report.
 func Kinds() []Kind {
-	return []Kind{KindNetDev, KindPool, KindImage, KindDHCP, KindAddrSet, KindSecGroup, KindVolume, KindDomain}
+	return []Kind{KindAgent, KindNetDev, KindPool, KindImage, KindDHCP, KindAddrSet, KindSecGroup, KindVolume, KindDomain}
 }
 
 // Ref names an item.
@@ -158,7 +159,9 @@ func (p Policy) Valid() bool { return p == PolicyHeal || p == PolicyHold || p ==
 
 // Head is the index of a document.
 type Head struct {
-	Host string `json:"host"`
+	// Schema is the version of the language of heads and items, 0 for the first. See DocumentSchema.
+	Schema int    `json:"schema,omitempty"`
+	Host   string `json:"host"`
 	// Gen is the document's generation: the journal sequence it was rendered from.
 	Gen uint64 `json:"gen"`
 	// Items holds the hash of every item.
@@ -172,9 +175,22 @@ type Head struct {
 // Encode is the head's canonical JSON.
 func (h Head) Encode() ([]byte, error) { return Canonical(h) }
 
-// DecodeHead reads a head.
+// DocumentSchema is the version of the language of heads and items that this program speaks. It grows when a field of Head or Item is added
+// or means something else, and never for specs and kinds: an item with an unknown field or of an unknown kind is refused alone. A document
+// of a higher schema is refused whole, and what was in force stays so.
+const DocumentSchema = 0
+
+// DecodeHead reads a head. One of a newer schema is a *Fault with code TooNew.
 func DecodeHead(b []byte) (Head, error) {
 	var h Head
+	var newer struct {
+		Schema int `json:"schema"`
+	}
+	if json.Unmarshal(b, &newer) == nil && newer.Schema > DocumentSchema {
+		return Head{}, &Fault{
+			Code: CodeTooNew, Message: fmt.Sprintf("the document speaks schema %d, and this program up to %d", newer.Schema, DocumentSchema), Remedy: CodeTooNew.Remedy(),
+		}
+	}
 	if err := decodeStrict(b, &h); err != nil {
 		return Head{}, fmt.Errorf("decode head: %w", err)
 	}

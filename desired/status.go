@@ -72,6 +72,7 @@ const (
 	CodeDownload           Code = "Download"           // the content can't be fetched
 	CodeInUse              Code = "InUse"              // something still uses it
 	CodeHeld               Code = "Held"               // a guard or policy forbids the change
+	CodeRolledBack         Code = "RolledBack"         // it was tried, was not well, and was taken back
 	CodeUnknownOutcome     Code = "UnknownOutcome"     // the agent died in the middle of a verb that must not be repeated
 	CodeClock              Code = "Clock"              // the host's clock is wrong
 )
@@ -109,6 +110,8 @@ func (c Code) Remedy() string {
 		return "stop or detach what uses it"
 	case CodeHeld:
 		return "confirm the change or change the policy"
+	case CodeRolledBack:
+		return "read what it said; try again by resuming the rollout, or roll out another release"
 	case CodeUnknownOutcome:
 		return "look at the VM and repeat the verb if it is still wanted"
 	case CodeClock:
@@ -122,7 +125,7 @@ func (c Code) Remedy() string {
 func Codes() []Code {
 	return []Code{
 		CodeInvalid, CodeTooNew, CodeWaiting, CodeInternal, CodeTimeout, CodeMissing, CodeConflict, CodeLibvirt, CodeNoSpace,
-		CodeStorageUnreachable, CodeReadOnly, CodeChecksum, CodeDownload, CodeInUse, CodeHeld, CodeUnknownOutcome,
+		CodeStorageUnreachable, CodeReadOnly, CodeChecksum, CodeDownload, CodeInUse, CodeHeld, CodeRolledBack, CodeUnknownOutcome,
 		CodeClock,
 	}
 }
@@ -171,6 +174,8 @@ type HostFacts struct {
 	Ahead bool `json:"ahead,omitempty"`
 	// Version is the agent's.
 	Version string `json:"version"`
+	// TooNew says why the newest document is not in force, where the agent does not speak its schema.
+	TooNew string `json:"too_new,omitempty"`
 	// Started is when the agent's process started.
 	Started time.Time `json:"started"`
 	// Clock is how its clock stands against the controllers', nil while unknown. It is told anew when it has changed noticeably.

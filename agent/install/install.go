@@ -35,6 +35,7 @@
 package install
 
 import (
+	"crypto/ed25519"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
@@ -258,6 +259,20 @@ func (i *Identity) Host() string { return i.host }
 
 // PublicKey is the host's key, "U…".
 func (i *Identity) PublicKey() string { return i.key }
+
+// ReleaseKey is the key that signs this host's credentials, and releases of the agent.
+func (i *Identity) ReleaseKey() (ed25519.PublicKey, error) {
+	claims, key, err := readCreds(i.creds)
+	if err != nil {
+		return nil, err
+	}
+	key.Wipe()
+	raw, err := nkeys.Decode(nkeys.PrefixByteAccount, []byte(claims.Issuer))
+	if err != nil {
+		return nil, fmt.Errorf("read credentials %s: who signed them is no account: %w", i.creds, err)
+	}
+	return raw, nil
+}
 
 // Creds is the credentials file, which is replaced at each renewal.
 func (i *Identity) Creds() string { return i.creds }

@@ -10,6 +10,8 @@
 // JetStream consumer is used: one that loses its place misses updates for good and without a word (see the package
 // comment of controller/publish for the other side).
 //
+// A document of a schema that this agent does not speak is not handed on, which is told.
+//
 // Statuses: the newest of each item wins, is sent until the server has acknowledged it, and again after each
 // reconnection, for the server may have lost what it had acknowledged. What is gone is purged.
 //
@@ -63,7 +65,9 @@ type Config struct {
 	// OnAhead is told whether the bucket is behind what the agent has, or holds another document of the same generation: the controller
 	// has lost data.
 	OnAhead func(ahead bool)
-	Log     zerolog.Logger
+	// OnTooNew is told why the newest document can't be understood, and with nil when one can be again. May be nil.
+	OnTooNew func(err error)
+	Log      zerolog.Logger
 	// Names is the file that keeps the names of what was reported; "" for none.
 	Names string
 	// ForgetAfter is how long after the start statuses of an earlier process are purged that nobody has reported anew. By
@@ -95,6 +99,7 @@ type Link struct {
 	connected, redial chan struct{}
 	refusals          atomic.Int32 // in a row
 	failure           failure
+	read              atomic.Bool // the bucket was read, and understood
 	telling           sync.Mutex
 	servers           atomic.Pointer[[]string] // other ones than cfg.URL's
 }
@@ -237,15 +242,18 @@ func (l *Link) look(ctx context.Context, whole bool) (complete bool, err error) 
 	if err := l.view.read(ctx, l.nc.Load(), whole); err != nil {
 		return false, err
 	}
-	doc, state := l.view.document()
+	doc, state, err := l.view.document()
 	if state == torn && !whole {
 		// What we remember may be wrong: a rolled-back bucket hands out the same sequences again.
 		if err := l.view.read(ctx, l.nc.Load(), true); err != nil {
 			return false, err
 		}
-		doc, state = l.view.document()
+		doc, state, err = l.view.document()
 	}
-	if l.cfg.OnAhead != nil && state != torn {
+	if l.cfg.OnTooNew != nil && state != torn {
+		l.cfg.OnTooNew(err)
+	}
+	if l.cfg.OnAhead != nil && state != torn && state != foreign {
 		l.cfg.OnAhead(state == behind)
 	}
 	if state == newer {
@@ -255,8 +263,14 @@ func (l *Link) look(ctx context.Context, whole bool) (complete bool, err error) 
 		}
 		l.view.deliver(doc.Head)
 	}
+	if state != torn && state != foreign {
+		l.read.Store(true)
+	}
 	return state != torn, nil
 }
+
+// Exchanged reports whether both ways have worked since the start: the bucket was read and understood, and a status acknowledged.
+func (l *Link) Exchanged() (read, heard bool) { return l.read.Load(), l.report.acked() }
 
 // jitter varies a period by an eighth each way, so that a fleet does not act in step.
 func jitter(d time.Duration) time.Duration { return d - d/8 + rand.N(d/4+1) }

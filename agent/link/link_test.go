@@ -275,6 +275,32 @@ func TestDocument_TornIsNotHandedOn(t *testing.T) {
 	}
 }
 
+// TestDocument_TooNew: a controller speaks a schema that this agent does not, and then one that it does.
+func TestDocument_TooNew(t *testing.T) {
+	b := newBench(t)
+	told := make(chan error, 64)
+	_, docs, _ := linked(t, b, func(c *Config) { c.OnTooNew = func(err error) { told <- err } })
+	b.put(subjects.HeadKey, []byte(`{"schema":1,"colour":"blue","host":"`+hostID+`","gen":9,"items":{}}`))
+	for {
+		err := receive(t, told)
+		if err == nil {
+			continue // the bucket was empty
+		}
+		if fault, ok := errors.AsType[*desired.Fault](err); !ok || fault.Code != desired.CodeTooNew {
+			t.Errorf("told %v, want a fault TooNew", err)
+		}
+		break
+	}
+	d := doc(t, 10, 2)
+	b.write(d)
+	if diff := cmp.Diff(d, receive(t, docs)); diff != "" {
+		t.Errorf("document (-want +got):\n%s", diff)
+	}
+	for receive(t, told) != nil {
+		// until it is told that all is well again
+	}
+}
+
 func TestDocument_OlderIsToldAsAhead(t *testing.T) { testAhead(t, 8) }
 
 // TestDocument_OtherOfTheSameGenerationIsToldAsAhead: a journal that was rolled back has come to the same sequence by another way.

@@ -38,6 +38,8 @@ type reporter struct {
 	sending map[desired.Ref]bool
 	online  bool
 	whole   bool // everything is to be sent again
+	// heard is set once a status was acknowledged.
+	heard bool
 	// stored is the sequence at which the bucket holds an item's status, as far as that is known.
 	stored map[desired.Ref]uint64
 
@@ -288,8 +290,15 @@ func (r *reporter) store(ref desired.Ref, b []byte, seq uint64) {
 	if b == nil {
 		delete(r.stored, ref)
 	} else {
-		r.stored[ref] = seq
+		r.stored[ref], r.heard = seq, true
 	}
+}
+
+// acked reports whether the server has acknowledged a status yet.
+func (r *reporter) acked() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.heard
 }
 
 // lost has everything sent again, once: the bucket was made anew, or rolled back, with nobody having been disconnected. Nobody but this agent

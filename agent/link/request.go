@@ -42,6 +42,15 @@ func (l *Link) Time(ctx context.Context) (time.Time, error) {
 	return answer.Now, nil
 }
 
+// ReleasePart asks for the bytes of a release of the agent from offset on. It gives none at its end.
+func (l *Link) ReleasePart(ctx context.Context, release string, offset uint64) ([]byte, error) {
+	req, err := json.Marshal(desired.ReleaseRequest{Release: release, Offset: offset})
+	if err != nil {
+		return nil, err
+	}
+	return l.Ask(ctx, desired.ReleaseVerb, req)
+}
+
 // URLs asks where the content of an image can be fetched from. The addresses are signed and good for a short while.
 func (l *Link) URLs(ctx context.Context, image string) ([]string, error) {
 	req, err := json.Marshal(map[string]string{"image": image})

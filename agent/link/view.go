@@ -3,6 +3,7 @@ package link
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strconv"
 
@@ -139,11 +140,12 @@ func (v *view) probe(ctx context.Context, nc *nats.Conn) (same bool, err error) 
 type state int
 
 const (
-	empty  state = iota // no head: nobody has an opinion about this host
-	torn                // the head and the items don't belong together (yet)
-	behind              // a whole document, older than the one that was handed on
-	same                // the one that was handed on
-	newer               // a new one
+	empty   state = iota // no head: nobody has an opinion about this host
+	torn                 // the head and the items don't belong together (yet)
+	foreign              // a document that this agent does not understand
+	behind               // a whole document, older than the one that was handed on
+	same                 // the one that was handed on
+	newer                // a new one
 )
 
 // deliver notes what was handed on.
@@ -159,39 +161,42 @@ func headHash(head desired.Head) string {
 	return desired.Hash(b)
 }
 
-// document puts the document together.
-func (v *view) document() (desired.Document, state) {
+// document puts the document together. The error says why it is foreign, or torn.
+func (v *view) document() (desired.Document, state, error) {
 	raw, ok := v.keys[subjects.HeadKey]
 	if !ok {
 		if v.delivered > 0 {
-			return desired.Document{}, behind
+			return desired.Document{}, behind, nil
 		}
-		return desired.Document{}, empty
+		return desired.Document{}, empty, nil
 	}
 	head, err := desired.DecodeHead(raw.data)
+	if fault, ok := errors.AsType[*desired.Fault](err); ok {
+		return desired.Document{}, foreign, fault
+	}
 	if err != nil || head.Host != v.host {
-		return desired.Document{}, torn
+		return desired.Document{}, torn, err
 	}
 	switch {
 	case head.Gen < v.delivered:
-		return desired.Document{}, behind
+		return desired.Document{}, behind, nil
 	case head.Gen == v.delivered && headHash(head) == v.content:
-		return desired.Document{}, same
+		return desired.Document{}, same, nil
 	case head.Gen == v.delivered:
 		// The controller lost what it had told, and has come to the same generation by another way.
-		return desired.Document{}, behind
+		return desired.Document{}, behind, nil
 	}
 	doc := desired.Document{Head: head, Items: make(map[desired.Ref]desired.Item, len(head.Items))}
 	for ref, hash := range head.Items {
 		m, ok := v.keys[subjects.ItemKey(string(ref.Kind), ref.ID)]
 		if !ok || m.hash != hash {
-			return desired.Document{}, torn
+			return desired.Document{}, torn, nil
 		}
 		it, err := desired.DecodeItem(m.data)
 		if err != nil || it.Ref() != ref {
-			return desired.Document{}, torn
+			return desired.Document{}, torn, err
 		}
 		doc.Items[ref] = it
 	}
-	return doc, newer
+	return doc, newer, nil
 }

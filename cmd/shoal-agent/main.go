@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"shoal/agent"
+	"shoal/agent/update"
 	"shoal/desired/layout"
 )
 
@@ -26,7 +27,19 @@ var version = "dev"
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := command().ExecuteContext(ctx); err != nil {
+	err := command().ExecuteContext(ctx)
+	var ended exitError
+	switch {
+	case errors.Is(err, agent.ErrReplaced):
+		// Where it does not become the other at once, whoever started it will see to that.
+		if err := update.Relaunch(os.Args); err != nil {
+			fmt.Fprintln(os.Stderr, "shoal-agent:", err)
+		}
+		return
+	case errors.As(err, &ended):
+		stop()
+		os.Exit(int(ended))
+	case err != nil:
 		fmt.Fprintln(os.Stderr, "shoal-agent:", err)
 		stop()
 		os.Exit(1)
@@ -49,6 +62,9 @@ It renews its credentials, and the certificates and servers that go with them, b
 A host that was added with shoalctl host add --creds-out is given by --creds, --nats-url and --ca instead. Newer credentials are
 written into that file.
 
+It replaces itself by the releases that the controller rolls out: this program then starts the one that is current, from release/ in --data, and goes
+back to the one before where a new one is not well. Whoever starts it must start it again when it ends.
+
 It needs root, a running libvirtd, and dnsmasq, iptables, ipset, ebtables and qemu-img on the PATH.`,
 		Example: `  shoalctl host token create --cluster c1      # where shoalctl works; then, on the host:
   shoal-agent install TOKEN                    # with packages and unit; or, where those are there:
@@ -66,7 +82,20 @@ It needs root, a running libvirtd, and dnsmasq, iptables, ipset, ebtables and qe
 				return err
 			}
 			cfg.Log = log
-			return agent.Run(cmd.Context(), cfg)
+			ran, code, err := update.Launch(cmd.Context(), update.LaunchConfig{Data: cfg.Data, Args: os.Args, Log: log})
+			switch {
+			case err != nil:
+				return err
+			case ran && code != 0:
+				return exitError(code)
+			case ran:
+				return nil
+			}
+			err = agent.Run(cmd.Context(), cfg)
+			if !errors.Is(err, agent.ErrReplaced) {
+				update.Say(cfg.Data, err)
+			}
+			return err
 		},
 	}
 	all := cmd.PersistentFlags()
@@ -84,6 +113,11 @@ It needs root, a running libvirtd, and dnsmasq, iptables, ipset, ebtables and qe
 	cmd.AddCommand(join(&cfg), installCommand(&cfg), uninstallCommand(&cfg), net(&cfg), screen(&cfg), logs(&cfg))
 	return cmd
 }
+
+// exitError is that of a release which was run, and has said what there was to say.
+type exitError int
+
+func (c exitError) Error() string { return fmt.Sprintf("exit status %d", int(c)) }
 
 // checkGiven refuses half of what describes a host that did not join.
 func checkGiven(cfg agent.Config) error {

@@ -16,7 +16,7 @@ const KindDrift resource.Kind = "drift"
 
 // driftChange is the parameter of hosts and clusters.
 type driftChange struct {
-	Drift []string `json:"drift,omitempty" split:"true" help:"what hosts do about foreign changes of items of a kind, KIND=POLICY: kinds are netdev, pool, image, dhcp, addrset, secgroup, volume, domain, and all for each of them; policies are heal, hold, adopt, and default for what applies without it"`
+	Drift []string `json:"drift,omitempty" split:"true" help:"what hosts do about foreign changes of items of a kind, KIND=POLICY: kinds are agent, netdev, pool, image, dhcp, addrset, secgroup, volume, domain, and all for each of them; policies are heal, hold, adopt, and default for what applies without it"`
 }
 
 // driftHelp explains the policies where they can be set.
@@ -71,7 +71,7 @@ func kindNames(kinds []desired.Kind) string {
 func drifts(g *Registry) {
 	type driftList struct {
 		Host   string `json:"host,omitempty" ref:"host" help:"of that host only"`
-		Kind   string `json:"kind,omitempty" enum:"netdev|pool|image|dhcp|addrset|secgroup|volume|domain" help:"of items of that kind only"`
+		Kind   string `json:"kind,omitempty" enum:"agent|netdev|pool|image|dhcp|addrset|secgroup|volume|domain" help:"of items of that kind only"`
 		State  string `json:"state,omitempty" enum:"held|adopting|healing|healed" help:"in that state only"`
 		Limit  int    `json:"limit,omitempty" help:"at most that many; 0 for all"`
 		Offset int    `json:"offset,omitempty" help:"leave out that many from the start"`
