@@ -53,4 +53,10 @@
 //   - Whether a bucket or the journal has lost what a host was told is decided by the journal's end: see publish. A journal that was
 //     put back by hand, and has grown beyond what a host was told before anything of that host is seen, can't be told from one that lost
 //     nothing. Restoring goes on a million sequences further for that reason, and holds every host.
+//   - Agents replace themselves by desired state: which host is to run which release is in its record, by decisions that plan.Tick takes from
+//     what hosts report (a rollout is a resource), and an item of its document says it. What a release is signed by is the key that
+//     signs the credentials of hosts: a host knows it from its own, so that nothing more has to be brought there, and nothing to be rotated
+//     beside it. Hosts get binaries from the leading controller over the subjects that agents may use already, not from the bucket of
+//     artifacts, which is of another account: no permission of theirs had to grow.
+//   - The head of a document has a schema, absent for the first; it grows with heads and items, and not with specs and kinds.
 package controller

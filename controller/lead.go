@@ -13,6 +13,7 @@ import (
 	"shoal/controller/journal"
 	"shoal/controller/plan"
 	"shoal/controller/publish"
+	"shoal/controller/release"
 	"shoal/controller/resource"
 	"shoal/controller/site"
 	"shoal/controller/store"
@@ -109,6 +110,7 @@ func (c *controller) lead(ctx context.Context) error {
 		store: c.store, book: c.book, keep: c.cfg.JournalKeep, maxBytes: c.cfg.JournalMaxBytes, size: c.journalSize,
 		asked: asked[resource.KindSite], log: c.log, now: time.Now,
 	}
+	releases := release.New(release.Config{Objects: c.site.Artifacts(), View: c.store.View, Sign: c.id.SignRelease, Log: c.log})
 	service := api.New(api.Config{
 		Store: c.store, Conn: c.site.Conn(), ImageURLs: c.images.URLs, Record: c.calls.Record, AuditReads: c.cfg.AuditReads, Log: c.log,
 		Roles: map[string]api.Role{
@@ -120,7 +122,7 @@ func (c *controller) lead(ctx context.Context) error {
 		Env: api.Env{
 			Version: c.cfg.Version, Name: c.cfg.Name, HostJWT: c.id.IssueHost, SessionJWT: c.sessionJWT, Passwords: c.passwords,
 			SessionTime: c.cfg.SessionTime, Door: c.door, ImageProgress: c.images.Progress,
-			Usage: c.usage(backups), Backups: backups.List, Ahead: held.list, History: c.past, Tracer: trace.New(c.book, c.past),
+			Usage: c.usage(backups), Backups: backups.List, Ahead: held.list, History: c.past, Tracer: trace.New(c.book, c.past), Releases: releases,
 		},
 	})
 	group.Go(func() error { return c.calls.Run(ctx) })
@@ -132,6 +134,7 @@ func (c *controller) lead(ctx context.Context) error {
 	group.Go(func() error { return c.ringBells(ctx, asked) })
 	group.Go(func() error { return backups.Run(ctx) })
 	group.Go(func() error { return held.run(ctx) })
+	group.Go(func() error { return releases.Run(ctx) })
 	group.Go(func() error { return compact.run(ctx) })
 	group.Go(func() error { return c.decide(ctx) })
 	group.Go(func() error { return c.announce(ctx) })

@@ -108,7 +108,7 @@ func (c *controller) sendHints(ctx context.Context, changed <-chan hint) error {
 // shownIn is the resource whose status an item's shows in. Those who wait for an image are not told of a host's copy.
 func shownIn(host string, ref desired.Ref) (resource.Kind, string) {
 	switch ref.Kind {
-	case desired.KindHost:
+	case desired.KindHost, desired.KindAgent:
 		return resource.KindHost, host
 	case desired.KindImage:
 		return "", ""

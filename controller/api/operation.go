@@ -105,10 +105,14 @@ func (o *Operation) Name() string { return string(o.Kind) + "." + o.Verb }
 
 // Command is the kind's place in the tree of commands, "vm" or "host token".
 func Command(kind resource.Kind) string {
-	if kind == resource.KindHostToken {
+	switch kind {
+	case resource.KindHostToken:
 		return "host token"
+	case resource.KindRelease, resource.KindRollout:
+		return "agent " + string(kind)
+	default:
+		return string(kind)
 	}
-	return string(kind)
 }
 
 // NewParams is a pointer to an empty struct of parameters.
@@ -193,7 +197,7 @@ func (o *Operation) adminOnly() bool {
 	}
 	switch o.Kind {
 	case resource.KindZone, resource.KindCluster, resource.KindHost, resource.KindStorage, resource.KindOffering, resource.KindDiskOffering, resource.KindVXLANPool,
-		resource.KindAccount, resource.KindHostToken, resource.KindEnrolment:
+		resource.KindAccount, resource.KindHostToken, resource.KindEnrolment, resource.KindRelease, resource.KindRollout:
 		return true
 	default:
 		return false
@@ -301,7 +305,7 @@ func (g *Registry) Find(kind resource.Kind, verb string) *Operation {
 func NewRegistry() *Registry {
 	g := &Registry{byName: map[string]*Operation{}}
 	for _, declare := range []func(*Registry){
-		places, hosts, storages, images, offerings, networks, groups, vms, nics, volumes, tasks, plans, drifts, traces, accounts, users, sessions, shares, enrolments, past, system, site, backups, ahead,
+		places, hosts, storages, images, offerings, networks, groups, vms, nics, volumes, tasks, plans, drifts, traces, accounts, users, sessions, shares, enrolments, releases, past, system, site, backups, ahead,
 	} {
 		declare(g)
 	}
@@ -425,6 +429,8 @@ type Env struct {
 	Usage   func(ctx context.Context) ([]SiteUsage, error)
 	Backups func() ([]backup.Info, error)
 	Ahead   func() []AheadInfo
+	// Releases takes in binaries of agents; nil where none are kept.
+	Releases Releases
 	// Tracer follows requests through the streams; nil where there are none.
 	Tracer *trace.Tracer
 }

@@ -121,7 +121,8 @@ func deletable(g *Registry, kind resource.Kind, help string, paths ...string) {
 func kindOnHosts(kind resource.Kind) bool {
 	switch kind {
 	case resource.KindZone, resource.KindOffering, resource.KindDiskOffering, resource.KindHost, resource.KindImage,
-		resource.KindAccount, resource.KindPolicy, resource.KindGroup, resource.KindUser, resource.KindSession, resource.KindHostToken, resource.KindEnrolment:
+		resource.KindAccount, resource.KindPolicy, resource.KindGroup, resource.KindUser, resource.KindSession, resource.KindHostToken, resource.KindEnrolment,
+		resource.KindRelease, resource.KindRollout:
 		return false
 	default:
 		return true

@@ -62,7 +62,7 @@ func TestRegistry_IsWhole(t *testing.T) {
 		case resource.KindSession, resource.KindEnrolment:
 			want = append(want, "delete") // made by logging in, and by machines
 		case resource.KindShare: // made by share and recall of what is shared
-		case resource.KindHostToken:
+		case resource.KindHostToken, resource.KindRelease, resource.KindRollout:
 			want = append(want, "create", "delete")
 		case resource.KindPlan:
 			want = append(want, "create", "apply", "delete")

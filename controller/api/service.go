@@ -21,6 +21,7 @@ import (
 	"shoal/controller/plan"
 	"shoal/controller/resource"
 	"shoal/controller/store"
+	"shoal/desired"
 	"shoal/subjects"
 )
 
@@ -132,6 +133,14 @@ func (s *Service) Run(ctx context.Context) error {
 			micro.WithEndpointMetadata(map[string]string{"class": string(Read), "summary": "for agents: where to fetch an image"}))
 		if err != nil {
 			return fmt.Errorf("register image-url: %w", err)
+		}
+	}
+	if s.cfg.Env.Releases != nil {
+		err := svc.AddEndpoint("agent-"+desired.ReleaseVerb, s.concurrent(&wg, func(req micro.Request) { s.answerRelease(work, req) }),
+			micro.WithEndpointSubject(subjects.AgentAPIEndpoint(desired.ReleaseVerb)),
+			micro.WithEndpointMetadata(map[string]string{"class": string(Read), "summary": "for agents: a part of the release to run"}))
+		if err != nil {
+			return fmt.Errorf("register %s: %w", desired.ReleaseVerb, err)
 		}
 	}
 	if err := s.cfg.Conn.FlushTimeout(writeTimeout); err != nil && ctx.Err() == nil {

@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"os"
@@ -56,6 +57,16 @@ func (id *Identity) IssueSession(role Role, name, account, publicKey string, exp
 		return "", fmt.Errorf("expires: %s is not in the future", expires.UTC().Format(time.RFC3339))
 	}
 	return id.issue(role, name, account, publicKey, expires)
+}
+
+// SignRelease signs with the key that signs the credentials of hosts: a host knows it, and nobody else has it. The signature is in base64. What is signed
+// must not be taken for the part of a JWT, which begins with base64.
+func (id *Identity) SignRelease(proof []byte) (string, error) {
+	sig, err := id.keys[roleKey(RoleAgent)].Sign(proof)
+	if err != nil {
+		return "", fmt.Errorf("sign a release: %w", err)
+	}
+	return base64.StdEncoding.EncodeToString(sig), nil
 }
 
 // guestJWT is what a server takes for the credentials of whoever has none. Its key is thrown away: nobody signs with it.

@@ -74,6 +74,12 @@ func (a *affected) resource(r, other resource.Resource, in resource.Reader) {
 				a.add(resource.VolumeHost(in, v))
 			}
 		}
+	case *resource.Release:
+		if o, ok := other.(*resource.Release); !ok || o.Signature != x.Signature || o.SHA256 != x.SHA256 || o.Version != x.Version {
+			for h := range resource.Referrers[*resource.Host](in, resource.KindRelease, x.ID) {
+				a.add(h.ID)
+			}
+		}
 	case *resource.VXLANPool:
 		if o, ok := other.(*resource.VXLANPool); ok && o.Port == x.Port {
 			return

@@ -115,6 +115,9 @@ func (d *Renderer) Render(host string) ([]desired.Item, HeadBits, error) {
 			return nil, HeadBits{}, err
 		}
 	}
+	if err := doc.agent(); err != nil {
+		return nil, HeadBits{}, fmt.Errorf("render the agent: %w", err)
+	}
 	var vms []*resource.VM
 	nics := map[string][]*resource.NIC{}
 	for vm := range resource.Referrers[*resource.VM](d.r, resource.KindHost, host) {

@@ -75,7 +75,7 @@ func Follow(tx resource.Tx, kind resource.Kind, id string) (changed bool, err er
 func decide(r resource.Reader, end uint64, now time.Time, yield func(resource.Kind, string, decision) bool) {
 	for _, kind := range []resource.Kind{
 		resource.KindHost, resource.KindVM, resource.KindVolume, resource.KindTask, resource.KindAccount, resource.KindSession, resource.KindHostToken, resource.KindEnrolment,
-		resource.KindRevocation, resource.KindPlan,
+		resource.KindRevocation, resource.KindPlan, resource.KindRollout,
 	} {
 		for x := range r.All(kind) {
 			if d := decideOne(r, end, now, x); d != nil && !yield(kind, x.Base().ID, d) {
@@ -99,6 +99,8 @@ func decideOne(r resource.Reader, end uint64, now time.Time, x resource.Resource
 		return decideAccount(r, x)
 	case *resource.Session, *resource.HostToken, *resource.Enrolment, *resource.Revocation:
 		return decideExpiry(x, now)
+	case *resource.Rollout:
+		return decideRollout(r, now, x)
 	case *resource.Plan:
 		if now.Before(x.Created.Add(resource.PlanKept)) {
 			return nil

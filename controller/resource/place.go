@@ -92,6 +92,11 @@ type Host struct {
 	Hold *HostHold `json:"hold,omitempty"`
 	// Drift is what the host does about foreign changes, by kind of item, where that is not what its cluster says.
 	Drift map[desired.Kind]desired.Policy `json:"drift,omitempty"`
+	// ReleaseID is the release of the agent that it is to run; empty for whatever it runs. ReleaseTry counts how often it was told the same
+	// again, TrialSeconds is how long a new one may take to be well.
+	ReleaseID    string `json:"release_id,omitempty"`
+	ReleaseTry   int    `json:"release_try,omitempty"`
+	TrialSeconds int    `json:"trial_seconds,omitempty"`
 }
 
 // HostHold says why a host's documents are kept back: the journal went back, by a restored backup, and what the host was told
@@ -110,7 +115,9 @@ func (*Host) Kind() Kind { return KindHost }
 func (h *Host) Clone() Resource { c := *h; return &c }
 
 // Refs implements Resource.
-func (h *Host) Refs() []Ref { return refs(Ref{KindCluster, h.ClusterID, Parent, "cluster_id"}) }
+func (h *Host) Refs() []Ref {
+	return refs(Ref{KindCluster, h.ClusterID, Parent, "cluster_id"}, Ref{KindRelease, h.ReleaseID, Needs, "release_id"})
+}
 
 // Unique implements Resource: a name and a key belong to one host.
 func (h *Host) Unique() []string { return []string{"host/name/" + h.Name, "host/key/" + h.PublicKey} }

@@ -69,8 +69,8 @@ const (
 // Kinds lists every kind, parents before children.
 func Kinds() []Kind {
 	return []Kind{
-		KindAccount, KindPolicy, KindGroup, KindUser, KindSession, KindZone, KindCluster, KindHost, KindHostToken, KindEnrolment, KindStorage, KindImage, KindOffering, KindDiskOffering, KindVXLANPool, KindL2, KindL3,
-		KindIPRange, KindSecGroup, KindSecRule, KindVM, KindNIC, KindVolume, KindShare, KindRevocation, KindTask, KindPlan,
+		KindAccount, KindPolicy, KindGroup, KindUser, KindSession, KindZone, KindCluster, KindRelease, KindHost, KindHostToken, KindEnrolment, KindStorage, KindImage, KindOffering, KindDiskOffering, KindVXLANPool, KindL2, KindL3,
+		KindIPRange, KindSecGroup, KindSecRule, KindVM, KindNIC, KindVolume, KindShare, KindRevocation, KindTask, KindPlan, KindRollout,
 	}
 }
 
@@ -131,6 +131,10 @@ func New(kind Kind) Resource {
 		return &Revocation{}
 	case KindPlan:
 		return &Plan{}
+	case KindRelease:
+		return &Release{}
+	case KindRollout:
+		return &Rollout{}
 	default:
 		return nil
 	}

@@ -53,7 +53,14 @@ func valid() map[resource.Kind]resource.Resource {
 		},
 		resource.KindRevocation: &resource.Revocation{Meta: meta("rv"), PublicKey: key, Role: resource.RevokedHost, Until: time.Unix(9, 0)},
 		resource.KindEnrolment:  &resource.Enrolment{Meta: meta("e"), State: resource.EnrolmentPending, ClusterID: "c", TokenID: "ht", PublicKey: key},
-		resource.KindPlan:       &resource.Plan{Meta: meta("pl"), State: resource.PlanOpen, Changes: []resource.PlannedCall{{Op: "zone.create"}}, Seed: make([]byte, 32)},
+		resource.KindRelease: &resource.Release{
+			Meta: meta("re"), Version: "1.2", Arch: "amd64", SHA256: strings.Repeat("ab", 32), Bytes: 1, Signature: strings.Repeat("A", 86) + "==",
+		},
+		resource.KindRollout: &resource.Rollout{
+			Meta: meta("ro"), Version: "1.2", State: resource.RolloutRunning, ClusterIDs: []string{"c"}, Clusters: 1, Hosts: 2, SoakSeconds: 1, WithinSeconds: 60, TrialSeconds: 10,
+			Wave: 1, WaveHostIDs: []string{"h"}, WaveAt: time.Unix(9, 0),
+		},
+		resource.KindPlan: &resource.Plan{Meta: meta("pl"), State: resource.PlanOpen, Changes: []resource.PlannedCall{{Op: "zone.create"}}, Seed: make([]byte, 32)},
 	}
 }
 

@@ -220,8 +220,10 @@ type HostStatus struct {
 	PublishedGen uint64 `json:"published_gen"`
 	Behind       bool   `json:"behind"`
 	// Ahead says that the agent holds a newer document than the controller ever published: the controller lost data.
-	Ahead     bool                `json:"ahead,omitempty"`
-	Version   string              `json:"version,omitempty"`
+	Ahead   bool   `json:"ahead,omitempty"`
+	Version string `json:"version,omitempty"`
+	// Agent is what keeps its agent from being as wanted.
+	Agent     *ItemFault          `json:"agent,omitempty"`
 	Started   time.Time           `json:"started,omitzero"`
 	Hostname  string              `json:"hostname,omitempty"`
 	Arch      string              `json:"arch,omitempty"`
@@ -238,6 +240,9 @@ type HostStatus struct {
 	// Fault is what is wrong with the host itself.
 	Fault *ItemFault `json:"fault,omitempty"`
 }
+
+// subjectOfHead stands for the whole document where a fault is about that.
+const subjectOfHead = "head"
 
 func hostStatus(r Reader, h *Host) HostStatus {
 	o := r.Observed()
@@ -257,6 +262,12 @@ func hostStatus(r Reader, h *Host) HostStatus {
 		}
 	}
 	s.Behind = s.Gen < s.PublishedGen
+	if st, ok := o.Status(h.ID, AgentRef()); ok {
+		s.Agent = itemFault(r, h.ID, AgentRef(), st)
+	}
+	if ob.Facts.TooNew != "" {
+		s.Agent = &ItemFault{Host: h.Name, Item: subjectOfHead, Code: desired.CodeTooNew, Message: ob.Facts.TooNew, Remedy: desired.CodeTooNew.Remedy()}
+	}
 	if ob.Reported {
 		s.FreeCPUs, s.FreeMemoryMiB = HostRoom(r, h, inv, u)
 	}
@@ -757,6 +768,10 @@ func Derive(r Reader, res Resource) any {
 		return volumeStatus(r, x)
 	case *Task:
 		return Converge(r, x)
+	case *Release:
+		return releaseStatus(r, x)
+	case *Rollout:
+		return rolloutStatus(r, x)
 	case *HostToken:
 		return HostTokenStatus{Used: len(x.Keys), Left: x.Uses - len(x.Keys)}
 	default:

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -152,6 +153,40 @@ func TestStreamsAreMadeAndOpenIsRepeatable(t *testing.T) {
 		}
 		s.Close()
 	}
+}
+
+// TestHistory_TakesNewKinds: an installation of an older version, whose history does not know a kind, has it recorded from now on.
+func TestHistory_TakesNewKinds(t *testing.T) {
+	dir, id := t.TempDir(), keys(t)
+	s := open(t, site.Config{Dir: dir, Identity: id})
+	st, err := s.JetStream().Stream(t.Context(), subjects.HistoryStream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	older := st.CachedInfo().Config
+	all := len(older.Sources[0].SubjectTransforms)
+	older.Sources[0].SubjectTransforms = slices.DeleteFunc(slices.Clone(older.Sources[0].SubjectTransforms), func(c jetstream.SubjectTransformConfig) bool {
+		return strings.Contains(c.Source, ".agent.") || strings.Contains(c.Source, "*.agent.")
+	})
+	if len(older.Sources[0].SubjectTransforms) != all-1 {
+		t.Fatalf("no such transform in %+v", older.Sources[0])
+	}
+	if _, err := s.JetStream().UpdateStream(t.Context(), older); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	s = open(t, site.Config{Dir: dir, Identity: id})
+	if _, err := s.JetStream().Publish(t.Context(), subjects.BucketSubject(subjects.ObservedBucket, subjects.ObservedKey("h1", "agent", "self")), []byte(`{"rev":1}`)); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, func() error {
+		st, err := s.JetStream().Stream(t.Context(), subjects.HistoryStream)
+		if err != nil {
+			return err
+		}
+		_, err = st.GetLastMsgForSubject(t.Context(), subjects.HistorySubject("h1", "agent.self"))
+		return err
+	})
 }
 
 // TestPermissions holds every role to its list, on a real server with all five accounts.

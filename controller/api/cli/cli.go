@@ -113,6 +113,8 @@ func (a *App) Command() *cobra.Command {
 			a.place(root, string(op.Kind), op, true)
 		case op.Kind == api.KindReplay: // see replayCommand
 		case op.Name() == "plan.create": // from a file, not from flags
+		case op.Name() == "release.upload", op.Name() == "release.create": // see releaseCommand
+		case op.Name() == "rollout.create": // its command is start
 		default:
 			a.place(root, api.Command(op.Kind)+" "+op.Verb, op, false)
 		}
@@ -126,6 +128,13 @@ func (a *App) Command() *cobra.Command {
 		}
 	}
 	a.planCommand(root)
+	agent := root.Commands()[slices.IndexFunc(root.Commands(), func(c *cobra.Command) bool { return c.Name() == "agent" })]
+	agent.Short = "Releases of the agent, and bringing them to hosts"
+	for _, cmd := range agent.Commands() {
+		if cmd.Name() == string(resource.KindRelease) {
+			cmd.AddCommand(a.releaseCommand())
+		}
+	}
 	root.AddCommand(a.replayCommand(), a.applyCommand(), a.loginCommand(), a.logoutCommand(), a.contextCommand(), a.isoCommand(), a.controllerCommand(), a.natsCommand(), a.versionCommand())
 	return root
 }
