@@ -182,7 +182,7 @@ func (b *bed) leaks() error {
 	// The installation's keys, and those of hosts: the longest line of each file that holds one.
 	add := func(name string, content []byte) {
 		for line := range bytes.Lines(content) {
-			if line = bytes.TrimSpace(line); len(line) >= 40 && !bytes.Contains(line, []byte("---")) && len(line) > len(secrets[name]) {
+			if line = bytes.TrimSpace(line); len(line) >= 40 && !bytes.Contains(line, []byte("---")) && !bytes.Contains(line, []byte("***")) && len(line) > len(secrets[name]) {
 				secrets[name] = bytes.Clone(line)
 			}
 		}
