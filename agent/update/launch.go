@@ -100,7 +100,7 @@ func (l *launcher) run(ctx context.Context, st state) (ran bool, code int, err e
 	log := l.cfg.Log
 	if now := baseOf(l.base); st.Base != now {
 		log.Warn().Str("base", l.base).Msg("the installed agent was replaced; it runs instead of what was current")
-		st.Base, st.Current, st.Previous, st.Trial, st.Failed = now, "", "", nil, nil
+		st.Base, st.Current, st.Previous, st.Version, st.Trial, st.Failed = now, "", "", "", nil, nil
 		if err := l.store.write(st); err != nil {
 			log.Error().Err(err).Msg("state of releases not kept")
 		}
@@ -140,7 +140,7 @@ func (l *launcher) run(ctx context.Context, st state) (ran bool, code int, err e
 			}
 			log.Error().Err(err).Str("release", st.Current).Msg("current release can't be executed; the one before runs")
 			// It is damaged, and nothing against the release: it will be fetched anew.
-			st.Current, st.Previous = st.Previous, ""
+			st.Current, st.Previous, st.Version = st.Previous, "", ""
 			if err := l.store.write(st); err != nil {
 				log.Error().Err(err).Msg("state of releases not kept")
 			}

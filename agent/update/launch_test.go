@@ -273,6 +273,9 @@ func TestLaunch_RollsBack(t *testing.T) {
 			if st.Failed == nil || !strings.HasPrefix(st.Failed.Why, c.why) || st.Failed.SHA256 != this || st.Failed.Version != "2" || st.Failed.Try != 4 {
 				t.Errorf("given up: %+v, want the reason %q", st.Failed, c.why)
 			}
+			if s, err := Look(l.data); err != nil || s.RolledBack != "2" || !strings.HasPrefix(s.Why, c.why) || s.Current != first || s.Trial != "" {
+				t.Errorf("for people it is %+v (%v)", s, err)
+			}
 			if st.Trial != nil || st.Current != first || st.Wanted != this {
 				t.Errorf("state %+v", st)
 			}
@@ -302,7 +305,7 @@ func TestLaunch_Well(t *testing.T) {
 	if ran, code := l.launch(t.Context()); !ran || code != 9 || len(l.execs) > 0 {
 		t.Fatalf("ran %v, exit code %d, then %v: want its own exit code and no other", ran, code, l.execs)
 	}
-	want := state{Wanted: this, Current: this, Previous: first, Base: l.state().Base}
+	want := state{Wanted: this, Current: this, Previous: first, Version: "2", Base: l.state().Base}
 	if d := cmp.Diff(want, l.state()); d != "" {
 		t.Error(d)
 	}

@@ -75,6 +75,7 @@ func (u *Updater) confirm(ctx context.Context, well *trial) error {
 			if st.Current != well.SHA256 {
 				st.Previous, st.Current = st.Current, well.SHA256
 			}
+			st.Version = well.Version
 			st.Trial, st.Failed = nil, nil
 		}); err == nil {
 			break

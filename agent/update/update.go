@@ -35,6 +35,7 @@
 package update
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -73,6 +74,8 @@ type state struct {
 	// Current is the release that runs, "" for the base; Previous the one before.
 	Current  string `json:"current,omitempty"`
 	Previous string `json:"previous,omitempty"`
+	// Version is that of the current one, for people.
+	Version string `json:"version,omitempty"`
 	// Base tells the base that this was decided beside from one that was put in its place.
 	Base   string  `json:"base,omitempty"`
 	Trial  *trial  `json:"trial,omitempty"`
@@ -157,6 +160,35 @@ func (s store) write(st state) error {
 		return fmt.Errorf("write the state of releases: %w", err)
 	}
 	return nil
+}
+
+// Status is what is known of releases on a host, for people.
+type Status struct {
+	// Current is the version of the release that is started, "" for the agent that was installed.
+	Current string
+	// Trial is the version of one that is on trial, "" for none; Note what is not well with it yet.
+	Trial, Note string
+	// RolledBack is the version of the one that was given up last, Why the reason; "" for none.
+	RolledBack, Why string
+}
+
+// Look reads the status below an agent's data directory. It asks nobody and changes nothing.
+func Look(data string) (Status, error) {
+	st, err := open(data).read()
+	if err != nil {
+		return Status{}, err
+	}
+	var s Status
+	if st.Current != "" {
+		s.Current = cmp.Or(st.Version, st.Current)
+	}
+	if st.Trial != nil {
+		s.Trial, s.Note = st.Trial.Version, st.Trial.Note
+	}
+	if st.Failed != nil {
+		s.RolledBack, s.Why = st.Failed.Version, st.Failed.Why
+	}
+	return s, nil
 }
 
 // make makes the directory, if it is not there.

@@ -14,6 +14,7 @@ import (
 
 	"shoal/agent"
 	"shoal/agent/install"
+	"shoal/agent/update"
 	"shoal/desired"
 )
 
@@ -168,12 +169,33 @@ is what the running agent last noted.`,
 			if err != nil {
 				return err
 			}
-			_, err = io.WriteString(cmd.OutOrStdout(), statusText(s, time.Now()))
+			releases, err := update.Look(cfg.Data)
+			if err != nil {
+				return err
+			}
+			_, err = io.WriteString(cmd.OutOrStdout(), statusText(s, time.Now())+releaseText(releases))
 			return err
 		},
 	}
 	parent.AddCommand(cmd)
 	return cmd
+}
+
+// releaseText is which releases of the agent there are, for people; "" where none ever came.
+func releaseText(s update.Status) string {
+	var b strings.Builder
+	row := func(name, text, more string) {
+		if text != "" {
+			if more != "" {
+				more = ": " + more
+			}
+			fmt.Fprintf(&b, "%-12s %s%s\n", name, text, more)
+		}
+	}
+	row("release", s.Current, "")
+	row("on trial", s.Trial, s.Note)
+	row("rolled back", s.RolledBack, s.Why)
+	return b.String()
 }
 
 // statusText is a status for people.

@@ -11,6 +11,7 @@ import (
 
 	"shoal/agent/install"
 	"shoal/agent/sim/gate"
+	"shoal/agent/update"
 	"shoal/desired"
 )
 
@@ -125,4 +126,9 @@ func TestStatusText(t *testing.T) {
 	wants(t, "expired", statusText(s, now), "expired at", "process 12, not connected since", "refused")
 	s.Connection = &install.Connection{Connected: true, Server: "tls://a:1", Since: now}
 	wants(t, "connected", statusText(s, now), "connected to tls://a:1")
+	wants(t, "rolled back", releaseText(update.Status{Current: "1.2", RolledBack: "1.3", Why: "it crashed"}), "release      1.2\n", "rolled back  1.3: it crashed\n")
+	wants(t, "on trial", releaseText(update.Status{Trial: "1.3", Note: "not connected"}), "on trial     1.3: not connected\n")
+	if text := releaseText(update.Status{}); text != "" {
+		t.Errorf("of no releases it says %q", text)
+	}
 }
