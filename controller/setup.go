@@ -16,8 +16,10 @@ import (
 // MakeCreds writes a credentials file for a person or program: role admin or viewer, with a ttl of 0 for ever. It needs no
 // running controller.
 func MakeCreds(identityDir, role, name string, ttl time.Duration, path string) error {
-	if role != string(identity.RoleAdmin) && role != string(identity.RoleViewer) {
-		return fmt.Errorf("role: %q is neither admin nor viewer", role)
+	switch identity.Role(role) {
+	case identity.RoleAdmin, identity.RoleViewer, identity.RoleInspector:
+	default:
+		return fmt.Errorf("role: %q is none of admin, viewer, inspector", role)
 	}
 	if !subjects.ValidToken(name) {
 		return fmt.Errorf("name: %q is not 1 to 64 characters of A-Z, a-z, 0-9, _ and -", name)

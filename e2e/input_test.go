@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -193,14 +194,19 @@ func TestNATS_ReadableWithThePlainCLI(t *testing.T) {
 		t.Fatalf("the nats CLI is missing: run ./scripts/task test-e2e, which builds it (%v)", err)
 	}
 	v := b.createVM(t, "cli", "--diskless --offering micro --network net1 --host h1")
-	nats := func(args ...string) (string, error) {
-		args = append([]string{
-			"--net=/run/netns/" + b.prefix + "-fab", cli, "-s", "tls://" + b.net + ".1:4222", "--tlsca", b.ca(), "--creds", filepath.Join(b.dir, "controller/admin.creds"),
-			"--no-context", "--timeout", "5s", "--inbox-prefix", subjects.Inbox("admin"),
+	as := func(creds, inbox string, args ...string) (string, error) {
+		line := append([]string{
+			cli, "-s", "tls://" + b.net + ".1:4222", "--tlsca", b.ca(), "--creds", creds, "--no-context", "--timeout", "5s", "--inbox-prefix", subjects.Inbox(inbox),
 		}, args...)
-		cmd := exec.Command("nsenter", args...)
+		if args[1] == "view" { // pages only on a terminal
+			line = []string{"script", "-qec", strings.Join(line, " "), "/dev/null"}
+		}
+		cmd := exec.Command("nsenter", append([]string{"--net=/run/netns/" + b.prefix + "-fab"}, line...)...)
 		cmd.Env = append(os.Environ(), "HOME="+b.dir)
 		return run(cmd)
+	}
+	nats := func(args ...string) (string, error) {
+		return as(filepath.Join(b.dir, "controller/admin.creds"), "admin", args...)
 	}
 	out, err := nats("kv", "get", subjects.DesiredBucket(v.HostID), subjects.ItemKey("domain", v.ID), "--raw")
 	if err != nil {
@@ -222,4 +228,42 @@ func TestNATS_ReadableWithThePlainCLI(t *testing.T) {
 	if _, err = nats("kv", "put", subjects.DesiredBucket(v.HostID), "domain.x", "evil"); err == nil {
 		t.Error("an administrator of the API could write a host's document")
 	}
+
+	look := filepath.Join(t.TempDir(), "look.creds")
+	if out, err = b.tryProgram("shoal-controller", "creds", "--identity", filepath.Join(b.dir, "controller/identity"), "--role", "inspector", "--name", "look", "--ttl", "1h", "--out", look); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	inspect := func(args ...string) (string, error) { return as(look, subjects.InspectorInbox+"look", args...) }
+	// From where less than a page follows: it asks before it goes on to the next.
+	var made []struct{ Seq uint64 }
+	if err = b.tryJSON(&made, "audit", "list", "--op", "vm.create", "--limit", "1"); err != nil || len(made) != 1 {
+		t.Fatalf("audit list says %v (%v)", made, err)
+	}
+	for stream, from := range map[string][]string{
+		subjects.JournalStream: {"--id", strconv.FormatUint(made[0].Seq, 10)}, subjects.HistoryStream: {"--subject", subjects.HistorySubject(v.HostID, subjects.ItemKey("domain", v.ID))},
+	} {
+		out, err = inspect(append([]string{"stream", "view", stream, "25", "--raw"}, from...)...)
+		if err != nil || !strings.Contains(out, v.ID) || strings.Contains(out, "ermissions") {
+			t.Errorf("nats stream view %s says %.2000q (%v), want something of VM %s", stream, out, err, v.ID)
+		}
+	}
+	if out, err = inspect("kv", "ls", subjects.DesiredBucket(v.HostID)); err != nil || !strings.Contains(out, "domain."+v.ID) {
+		t.Errorf("nats kv ls says %q (%v)", out, err)
+	}
+	for _, write := range [][]string{{"kv", "put", subjects.DesiredBucket(v.HostID), "domain.x", "evil"}, {"pub", subjects.JournalSubject, "evil", "--jetstream"}, {"stream", "purge", subjects.JournalStream, "-f"}} {
+		if out, err = inspect(write...); err == nil {
+			t.Errorf("an inspector could nats %s: %s", strings.Join(write, " "), out)
+		}
+	}
+	// Should it delete consumers that are not its own, whoever has them makes them again.
+	names, err := inspect("consumer", "ls", "KV_"+subjects.ObservedBucket, "--names")
+	if err != nil || strings.TrimSpace(names) == "" {
+		t.Fatalf("nats consumer ls says %q (%v)", names, err)
+	}
+	for _, name := range strings.Fields(names) {
+		if out, err = inspect("consumer", "rm", "KV_"+subjects.ObservedBucket, name, "-f"); err != nil {
+			t.Errorf("nats consumer rm says %q (%v)", out, err)
+		}
+	}
+	b.ctl(t, "vm stop cli --wait")
 }

@@ -55,6 +55,22 @@ func ReadOnlyJetStream() []string {
 	}
 }
 
+// InspectorRole is what an operator may do who reads streams and buckets with the nats CLI's view, watch and ls: these make
+// consumers and delete them, which are resources of the server, and can have it send what a stream holds to any subject. So it
+// is for those who have the installation's keys at hand. It may not write, nor delete what is stored, and calls no operation;
+// consumers of controllers, which it could delete too, are made again by them. Its inbox is not named like those of controllers, with which it shares
+// an account.
+func InspectorRole() Permissions {
+	return Permissions{
+		Publish: append(ReadOnlyJetStream(), DirectGetAll, DirectGetLast,
+			"$JS.API.CONSUMER.CREATE.>", "$JS.API.CONSUMER.MSG.NEXT.*.*", "$JS.API.CONSUMER.DELETE.*.*", "$JS.ACK.>", "$JS.FC.>"),
+		Subscribe: []string{Inbox(InspectorInbox+nameTemplate) + ".>"},
+	}
+}
+
+// InspectorInbox goes before an inspector's name in its inbox: _INBOX_inspector-<name>.
+const InspectorInbox = "inspector-"
+
 // DirectGetAll matches every request for stored messages by a body (see DirectGet), DirectGetLast those for the newest
 // message of a subject, which the nats CLI makes.
 const (

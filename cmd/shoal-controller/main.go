@@ -207,12 +207,13 @@ func creds() *cobra.Command {
 	var ttl time.Duration
 	cmd := &cobra.Command{
 		Use: "creds", Short: "Make a credentials file for shoalctl and other clients", Args: cobra.NoArgs,
-		Example: "  shoal-controller creds --identity /var/lib/shoal-controller/identity --role viewer --name ann --out ann.creds",
-		RunE:    func(*cobra.Command, []string) error { return controller.MakeCreds(dir, role, name, ttl, out) },
+		Example: "  shoal-controller creds --identity /var/lib/shoal-controller/identity --role viewer --name ann --out ann.creds\n" +
+			"  shoal-controller creds --role inspector --name look --ttl 8h --out look.creds",
+		RunE: func(*cobra.Command, []string) error { return controller.MakeCreds(dir, role, name, ttl, out) },
 	}
 	f := cmd.Flags()
 	f.StringVar(&dir, "identity", "/var/lib/shoal-controller/identity", "directory of the keys")
-	f.StringVar(&role, "role", "viewer", "admin or viewer")
+	f.StringVar(&role, "role", "viewer", "admin, viewer, or inspector: reads streams and buckets with the nats CLI, and calls nothing")
 	f.StringVar(&name, "name", "", "name of the user")
 	f.StringVar(&out, "out", "", "file to write; must not exist")
 	f.DurationVar(&ttl, "ttl", 0, "how long they are good for; 0 for ever")

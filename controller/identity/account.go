@@ -81,6 +81,7 @@ func (id *Identity) claims(a Account) (*jwt.AccountClaims, error) {
 	switch a {
 	case CTL:
 		c.Limits.JetStreamLimits = jwt.JetStreamLimits{DiskStorage: jwt.NoLimit, MemoryStorage: jwt.NoLimit, Streams: jwt.NoLimit, Consumer: jwt.NoLimit}
+		c.SigningKeys.AddScopedSigner(id.scope(RoleInspector, subjects.InspectorRole()))
 	case AGT:
 		s := id.scope(RoleAgent, subjects.AgentRole())
 		s.Template.Limits.Subs, s.Template.Limits.Payload = agentSubscriptions, agentPayload

@@ -42,6 +42,7 @@ const (
 	RoleAgent      Role = "agent"      // subjects.AgentRole
 	RoleAdmin      Role = "admin"      // subjects.AdminRole, in a credentials file made beside the keys
 	RoleViewer     Role = "viewer"     // subjects.ViewerRole, in a credentials file made beside the keys
+	RoleInspector  Role = "inspector"  // subjects.InspectorRole in CTL, in a credentials file made beside the keys
 	RoleManager    Role = "manager"    // subjects.AdminRole, for a session of somebody in the admin account
 	RoleUser       Role = "user"       // subjects.UserRole, for a session of somebody in an ordinary account
 	RoleGuest      Role = "guest"      // subjects.GuestRole, for whoever connects without credentials
@@ -49,7 +50,7 @@ const (
 
 // scopedRoles are the roles whose permissions stand in their account, each with a signing key of its own.
 func scopedRoles() []Role {
-	return []Role{RoleAgent, RoleAdmin, RoleViewer, RoleManager, RoleUser, RoleGuest}
+	return []Role{RoleAgent, RoleAdmin, RoleViewer, RoleInspector, RoleManager, RoleUser, RoleGuest}
 }
 
 // account is the account that a role's users live in; scoped says that a signing key of its own carries the
@@ -58,6 +59,8 @@ func (r Role) account() (a Account, scoped bool, err error) {
 	switch r {
 	case RoleController:
 		return CTL, false, nil
+	case RoleInspector:
+		return CTL, true, nil
 	case RoleSystem:
 		return SYS, false, nil
 	case RoleAgent:
@@ -67,7 +70,7 @@ func (r Role) account() (a Account, scoped bool, err error) {
 	case RoleGuest:
 		return ENROLL, true, nil
 	default:
-		return "", false, fmt.Errorf("role: %q is not one of agent, admin, viewer, manager, user, guest, controller, system", string(r))
+		return "", false, fmt.Errorf("role: %q is not one of agent, admin, viewer, inspector, manager, user, guest, controller, system", string(r))
 	}
 }
 
@@ -97,7 +100,8 @@ type layout struct {
 const (
 	layoutFirst    = 1
 	layoutSessions = 2 // keys of sessions and guests, the sealing key, the certificate authority
-	layoutNow      = layoutSessions
+	layoutInspect  = 3 // the key of inspectors
+	layoutNow      = layoutInspect
 )
 
 // keySpec is how a key is made, its type, and since which layout a directory has it.
@@ -118,8 +122,12 @@ func keySpecs() map[string]keySpec {
 	}
 	for _, r := range scopedRoles() {
 		since := layoutFirst
-		if r == RoleManager || r == RoleUser || r == RoleGuest {
+		switch r {
+		case RoleManager, RoleUser, RoleGuest:
 			since = layoutSessions
+		case RoleInspector:
+			since = layoutInspect
+		default:
 		}
 		m[roleKey(r)] = keySpec{nkeys.CreateAccount, 'A', since}
 	}

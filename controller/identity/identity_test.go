@@ -88,8 +88,8 @@ func TestOpenRefuses(t *testing.T) {
 		{"garbage authority", func(d string) error { return os.WriteFile(filepath.Join(d, "ca.pem"), []byte("x"), 0o600) }, "read certificate authority"},
 		{"world-readable authority", func(d string) error { return os.Chmod(filepath.Join(d, "ca.pem"), 0o644) }, "chmod 600"},
 		{"layout of a newer controller", func(d string) error {
-			return os.WriteFile(filepath.Join(d, "layout.json"), []byte(`{"version":3,"since":1}`), 0o600)
-		}, "it has version 3, this controller knows 2"},
+			return os.WriteFile(filepath.Join(d, "layout.json"), []byte(`{"version":4,"since":1}`), 0o600)
+		}, "it has version 4, this controller knows 3"},
 		{"garbage layout", func(d string) error { return os.WriteFile(filepath.Join(d, "layout.json"), []byte(`{}`), 0o600) }, "impossible"},
 		{"garbage", func(d string) error { return os.WriteFile(filepath.Join(d, "role-agent.seed"), []byte("x"), 0o600) }, "read seed"},
 		{"key of another sort", func(d string) error {
@@ -123,6 +123,7 @@ func TestCredsRoundTrip(t *testing.T) {
 		{identity.RoleAgent, identity.AGT},
 		{identity.RoleAdmin, identity.USR},
 		{identity.RoleViewer, identity.USR},
+		{identity.RoleInspector, identity.CTL},
 		{identity.RoleManager, identity.USR},
 		{identity.RoleGuest, identity.ENROLL},
 		{identity.RoleController, identity.CTL},

@@ -13,7 +13,7 @@ import (
 // younger turns a directory into one that a controller before sessions has made.
 func younger(t *testing.T, dir string) {
 	t.Helper()
-	for _, f := range []string{"layout.json", "role-user.seed", "role-manager.seed", "role-guest.seed", "seal.seed", "ca.pem"} {
+	for _, f := range []string{"layout.json", "role-user.seed", "role-manager.seed", "role-guest.seed", "role-inspector.seed", "seal.seed", "ca.pem"} {
 		if err := os.Remove(filepath.Join(dir, f)); err != nil {
 			t.Fatal(err)
 		}

@@ -47,7 +47,7 @@ func TestIssueSession(t *testing.T) {
 		}
 	}
 	keys := map[string]identity.Role{}
-	for _, r := range []identity.Role{identity.RoleAgent, identity.RoleAdmin, identity.RoleViewer, identity.RoleManager, identity.RoleUser, identity.RoleGuest} {
+	for _, r := range []identity.Role{identity.RoleAgent, identity.RoleAdmin, identity.RoleViewer, identity.RoleInspector, identity.RoleManager, identity.RoleUser, identity.RoleGuest} {
 		k := id.SigningKey(r)
 		if other, ok := keys[k]; ok || k == "" {
 			t.Errorf("%s and %s are signed by the same key %q", r, other, k)

@@ -69,7 +69,11 @@ func as(t *testing.T, s *site.Site, id *identity.Identity, role identity.Role, n
 	if err != nil {
 		t.Fatal(err)
 	}
-	nc, err := nats.Connect("", nats.InProcessServer(s.Server()), nats.UserJWTAndSeed(c.JWT, string(c.Seed)), nats.CustomInboxPrefix(subjects.Inbox(name)))
+	inbox := name
+	if role == identity.RoleInspector {
+		inbox = subjects.InspectorInbox + name
+	}
+	nc, err := nats.Connect("", nats.InProcessServer(s.Server()), nats.UserJWTAndSeed(c.JWT, string(c.Seed)), nats.CustomInboxPrefix(subjects.Inbox(inbox)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -217,6 +221,7 @@ func TestPermissions(t *testing.T) {
 		"agent":   as(t, s, id, identity.RoleAgent, "h1"),
 		"admin":   as(t, s, id, identity.RoleAdmin, "ann"),
 		"viewer":  as(t, s, id, identity.RoleViewer, "bob"),
+		"looker":  as(t, s, id, identity.RoleInspector, "lou"),
 		"manager": session(t, s, id, identity.RoleManager, "max", "root"),
 		"user":    session(t, s, id, identity.RoleUser, "eve", "acc-a"),
 		"guest":   guest(t, s.ClientURL(), certs.Roots()),
@@ -253,6 +258,18 @@ func TestPermissions(t *testing.T) {
 		{"viewer", subjects.API("ann", "vm", "list"), ``, false},
 		{"viewer", subjects.DirectGet("desired_h1"), last, true},
 		{"viewer", subjects.Guest(subjects.GuestLogin), ``, false},
+		{"looker", "$JS.API.STREAM.INFO.KV_desired_h1", ``, true},
+		{"looker", "$JS.API.STREAM.MSG.GET.JOURNAL", `{"seq":1}`, true},
+		{"looker", "$JS.API.CONSUMER.CREATE.JOURNAL", `{"stream_name":"JOURNAL","config":{"ack_policy":"none"}}`, true},
+		{"looker", "$JS.API.STREAM.DELETE.KV_desired_h1", ``, false},
+		{"looker", "$JS.API.STREAM.PURGE.JOURNAL", ``, false},
+		{"looker", "$JS.API.STREAM.UPDATE.JOURNAL", `{}`, false},
+		{"looker", subjects.API("lou", "vm", "list"), ``, false},
+		{"looker", subjects.API("ann", "vm", "list"), ``, false},
+		{"looker", subjects.AgentAPI("h1", "renew"), ``, false},
+		{"looker", subjects.BucketSubject("observed", "h1.domain.x"), `{}`, false},
+		{"looker", subjects.BucketSubject("desired_h1", "head"), `{}`, false},
+		{"looker", subjects.JournalSubject, `{}`, false},
 		{"manager", subjects.API("max", "vm", "create"), ``, true},
 		{"manager", subjects.API("ann", "vm", "create"), ``, false},
 		{"manager", "$JS.API.STREAM.INFO.KV_desired_h1", ``, true},
