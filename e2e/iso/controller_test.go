@@ -18,32 +18,46 @@ const inside = "10.0.2.100"
 
 // controller is a real one, on this machine's loopback.
 type controller struct {
-	dir, port string
+	dir, port, http string
+	cmd             *exec.Cmd
+	log             bytes.Buffer
 }
 
+// startController starts one that has a cluster c1 in a zone z1.
 func startController(t *testing.T) *controller {
 	t.Helper()
-	c := &controller{dir: filepath.Join(t.TempDir(), "controller"), port: freePort(t)}
-	cmd := exec.Command(filepath.Join(root, "bin/shoal-controller"), "--data", c.dir, "--listen", "127.0.0.1:"+c.port, "--http", "127.0.0.1:"+freePort(t), "--advertise", inside, "--log-level", "warn")
-	var log bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &log, &log
-	if err := cmd.Start(); err != nil {
+	c := &controller{dir: filepath.Join(t.TempDir(), "controller"), port: freePort(t), http: freePort(t)}
+	t.Cleanup(func() {
+		c.stop()
+		if t.Failed() {
+			t.Logf("the controller said:\n%s", c.log.String())
+		}
+	})
+	c.start(t)
+	c.ctl(t, "zone create z1")
+	c.ctl(t, "cluster create c1 --zone z1")
+	return c
+}
+
+// start starts it, the second time with what it had.
+func (c *controller) start(t *testing.T) {
+	t.Helper()
+	c.cmd = exec.Command(filepath.Join(root, "bin/shoal-controller"), "--data", c.dir, "--listen", "127.0.0.1:"+c.port, "--http", "127.0.0.1:"+c.http, "--advertise", inside, "--log-level", "warn")
+	c.cmd.Stdout, c.cmd.Stderr = &c.log, &c.log
+	if err := c.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if err := cmd.Process.Kill(); err == nil {
-			_ = cmd.Wait()
-		}
-		if t.Failed() {
-			t.Logf("the controller said:\n%s", log.String())
-		}
-	})
 	eventually(t, time.Minute, func() error {
-		_, err := c.try("zone", "create", "z1")
+		_, err := c.try("zone", "list")
 		return err
 	})
-	c.ctl(t, "cluster", "create", "c1", "--zone", "z1")
-	return c
+}
+
+// stop ends it, if it runs.
+func (c *controller) stop() {
+	if c.cmd != nil && c.cmd.Process != nil && c.cmd.Process.Kill() == nil {
+		_ = c.cmd.Wait()
+	}
 }
 
 // freePort is one that nobody listens on.
@@ -61,9 +75,13 @@ func freePort(t *testing.T) string {
 	return port
 }
 
-// way is what lets a machine that reaches nobody reach the controller.
+// way is what lets a machine that reaches nobody reach the controller, while that runs.
 func (c *controller) way() string {
-	return fmt.Sprintf("guestfwd=tcp:%s:%s-cmd:nc 127.0.0.1 %s", inside, c.port, c.port)
+	var all []string
+	for _, port := range []string{c.port, c.http} {
+		all = append(all, fmt.Sprintf("guestfwd=tcp:%s:%s-cmd:nc 127.0.0.1 %s", inside, port, port))
+	}
+	return strings.Join(all, ",")
 }
 
 func (c *controller) try(args ...string) (string, error) {
@@ -77,29 +95,38 @@ func (c *controller) try(args ...string) (string, error) {
 	return out.String(), nil
 }
 
-func (c *controller) ctl(t *testing.T, args ...string) string {
+// ctl runs a shoalctl command, given as one types it, that must succeed.
+func (c *controller) ctl(t *testing.T, line string, args ...any) string {
 	t.Helper()
-	out, err := c.try(args...)
+	out, err := c.try(strings.Fields(fmt.Sprintf(line, args...))...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return out
+	return strings.TrimSpace(out)
+}
+
+// status is what tests read of a host.
+type status struct{ State, Virt string }
+
+// host gives the status of a host, empty if there is none of this name.
+func (c *controller) host(t *testing.T, name string) status {
+	t.Helper()
+	var hosts []struct{ Status status }
+	if err := json.Unmarshal([]byte(c.ctl(t, "host list --where name=%s -o json", name)), &hosts); err != nil {
+		t.Fatal(err)
+	}
+	if len(hosts) == 0 {
+		return status{}
+	}
+	return hosts[0].Status
 }
 
 // connects waits until the controller knows a host of this name and is in touch with it.
 func (c *controller) connects(t *testing.T, name string, limit time.Duration) {
 	t.Helper()
 	eventually(t, limit, func() error {
-		out, err := c.try("host", "get", name, "-o", "json")
-		if err != nil {
-			return err
-		}
-		var h struct{ Status struct{ State string } }
-		if err := json.Unmarshal([]byte(out), &h); err != nil {
-			return err
-		}
-		if h.Status.State != "Connected" {
-			return fmt.Errorf("host %s is %q, want Connected", name, h.Status.State)
+		if state := c.host(t, name).State; state != "Connected" {
+			return fmt.Errorf("host %s is %q, want Connected", name, state)
 		}
 		return nil
 	})

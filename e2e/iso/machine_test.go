@@ -2,6 +2,7 @@ package iso
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,11 +17,11 @@ import (
 	"shoal/desired"
 )
 
-// What the installer says when it is done or has given up, and what the installed host's agent says when it can't reach its controller.
+// What the installer says when it is done or has given up, and what the agent of an installed host says while it is not let in.
 const (
 	done      = `SHOAL-INSTALL-DONE`
 	failed    = `SHOAL-INSTALL-FAILED`
-	agentAsks = `shoal-agent\[\d+\]: .*10\.0\.2\.100`
+	notJoined = `not joined yet`
 )
 
 // token is one that no controller knows; its address is one that nobody has (RFC 5737).
@@ -35,7 +36,7 @@ const root = "../.."
 func need(t *testing.T) string {
 	t.Helper()
 	if os.Getenv("SHOAL_E2E_ISO") == "" {
-		t.Skip("SKIPPED: installing in QEMU takes ten minutes; run it with ./scripts/task e2e-iso")
+		t.Skip("SKIPPED: it needs the installation image and minutes; run ./scripts/task e2e-iso")
 	}
 	image, err := filepath.Abs(filepath.Join(root, ".cache/iso/install.iso"))
 	if err != nil {
@@ -45,6 +46,14 @@ func need(t *testing.T) string {
 		t.Fatalf("%v: run ./scripts/task iso-image", err)
 	}
 	return image
+}
+
+// thorough skips what CI has no time for.
+func thorough(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("SKIPPED: CI has no time for it; run ./scripts/task e2e-iso")
+	}
 }
 
 // medium makes an installation medium with shoalctl.
@@ -75,7 +84,7 @@ func write(t *testing.T, name, content string) string {
 // disk makes a blank raw disk.
 func disk(t *testing.T, gib int64) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "disk")
+	path := filepath.Join(t.TempDir(), "disk.raw")
 	f, err := os.Create(path)
 	if err != nil {
 		t.Fatal(err)
@@ -83,6 +92,16 @@ func disk(t *testing.T, gib int64) string {
 	defer f.Close()
 	if err := f.Truncate(gib << 30); err != nil {
 		t.Fatal(err)
+	}
+	return path
+}
+
+// copyOf makes a disk that begins as another one is; what is written to it leaves that one alone.
+func copyOf(t *testing.T, disk string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "copy.qcow2")
+	if out, err := exec.Command("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", disk, path).CombinedOutput(); err != nil {
+		t.Fatalf("qemu-img create: %v\n%s", err, out)
 	}
 	return path
 }
@@ -98,13 +117,20 @@ type machine struct {
 
 // hardware is what a machine has.
 type hardware struct {
-	uefi  string // the variables of its firmware, empty for BIOS
-	cd    string
+	uefi string // the variables of its firmware, empty for BIOS
+	// cd is a medium in its drive, stick one in its USB port.
+	cd, stick string
+	// cpu is QEMU's name of it; empty is one without virtualization, which is emulated faster.
+	cpu   string
 	disks []string
 	nics  int
 	// way lets it reach something from the first interface; without, it reaches nobody.
-	way  string
-	more []string
+	way string
+	// ssh is the port of this machine that leads to its SSH server.
+	ssh string
+	// tftp is the directory that it can be started from over the network, by the file boot.
+	tftp, boot string
+	memory     int // MiB, 0 for 2048
 }
 
 // vars makes the variables of a UEFI firmware that starts only what Microsoft has signed, as servers are delivered.
@@ -122,7 +148,7 @@ func power(t *testing.T, h hardware) *machine {
 	t.Helper()
 	m := &machine{t: t, log: filepath.Join(t.TempDir(), "serial.log"), gone: make(chan error, 1)}
 	args := []string{
-		"-n", "5", "qemu-system-x86_64", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "Nehalem", "-smp", "2", "-m", "2048", "-display", "none", "-monitor", "none",
+		"-n", "5", "qemu-system-x86_64", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", cmp.Or(h.cpu, "Nehalem"), "-smp", "2", "-m", fmt.Sprint(cmp.Or(h.memory, 2048)), "-display", "none", "-monitor", "none",
 		"-serial", "file:" + m.log, "-no-reboot", "-device", "virtio-rng-pci",
 	}
 	if h.uefi == "" {
@@ -133,20 +159,37 @@ func power(t *testing.T, h hardware) *machine {
 			"-drive", "if=pflash,format=raw,unit=1,file="+h.uefi)
 	}
 	for i, d := range h.disks {
-		args = append(args, "-drive", fmt.Sprintf("file=%s,if=none,id=d%d,format=raw,cache=unsafe", d, i), "-device", fmt.Sprintf("virtio-blk-pci,drive=d%d,serial=DISK%d,bootindex=%d", i, i, i+5))
+		format := strings.TrimPrefix(filepath.Ext(d), ".")
+		args = append(args, "-drive", fmt.Sprintf("file=%s,if=none,id=d%d,format=%s,cache=unsafe", d, i, format), "-device", fmt.Sprintf("virtio-blk-pci,drive=d%d,serial=DISK%d,bootindex=%d", i, i, i+5))
 	}
 	if h.cd != "" {
 		args = append(args, "-drive", "file="+h.cd+",media=cdrom,if=none,id=cd,readonly=on", "-device", "ide-cd,drive=cd,bootindex=1")
 	}
+	if h.stick != "" {
+		// snapshot: what is written to it is forgotten.
+		args = append(args, "-drive", "file="+h.stick+",format=raw,if=none,id=stick,snapshot=on", "-device", "qemu-xhci", "-device", "usb-storage,drive=stick,removable=on,bootindex=1")
+	}
 	for i := range max(1, h.nics) {
 		// restrict: a machine under test reaches nobody else.
-		net := fmt.Sprintf("user,id=n%d,restrict=on", i)
+		net, device := fmt.Sprintf("user,id=n%d,restrict=on", i), fmt.Sprintf("virtio-net-pci,netdev=n%d,mac=52:54:00:00:00:0%d", i, i+1)
+		if i == 0 && h.tftp != "" {
+			// After the disks: a blank one is passed over, and the installed one is started.
+			net += ",tftp=" + h.tftp + ",bootfile=" + h.boot
+			device += ",bootindex=9"
+		}
+		if h.tftp == "" || h.uefi != "" {
+			// Without iPXE: BIOS would wait for it, and UEFI has its own.
+			device += ",romfile="
+		}
 		if i == 0 && h.way != "" {
 			net += "," + h.way
 		}
-		args = append(args, "-netdev", net, "-device", fmt.Sprintf("virtio-net-pci,netdev=n%d,mac=52:54:00:00:00:0%d,romfile=", i, i+1))
+		if i == 0 && h.ssh != "" {
+			net += ",hostfwd=tcp:127.0.0.1:" + h.ssh + "-:22"
+		}
+		args = append(args, "-netdev", net, "-device", device)
 	}
-	m.cmd = exec.CommandContext(context.Background(), "nice", append(args, h.more...)...)
+	m.cmd = exec.CommandContext(context.Background(), "nice", args...)
 	m.cmd.Stdout, m.cmd.Stderr = &m.out, &m.out
 	if err := m.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -204,10 +247,10 @@ func tail(s string) string {
 }
 
 // refuses waits until the installer gives up, and checks why.
-func (m *machine) refuses(why string) {
+func (m *machine) refuses(whys ...string) {
 	m.t.Helper()
 	log := m.says(8*time.Minute, failed, done)
-	for _, want := range []string{why, "nothing was changed on the disks of this machine"} {
+	for _, want := range append(whys, "nothing was changed") {
 		if !strings.Contains(log, want) {
 			m.t.Errorf("the installer does not say %q:\n%s", want, tail(log))
 		}
