@@ -16,6 +16,7 @@ import (
 // scripts/iso/witness in the place of Anaconda; see scripts/iso/vendor for what is real. No CD by UEFI: the guests' kernel can't read the drive that such machines have.
 func TestVendor(t *testing.T) {
 	need(t)
+	thorough(t)
 	guest := filepath.Join(root, ".cache/guest")
 	if _, err := os.Stat(filepath.Join(guest, "vmlinuz")); err != nil {
 		t.Fatalf("%v: run ./scripts/task guest", err)
