@@ -260,7 +260,7 @@ func TestNATS_ReadableWithThePlainCLI(t *testing.T) {
 	if err != nil || strings.TrimSpace(names) == "" {
 		t.Fatalf("nats consumer ls says %q (%v)", names, err)
 	}
-	for _, name := range strings.Fields(names) {
+	for name := range strings.FieldsSeq(names) {
 		if out, err = inspect("consumer", "rm", "KV_"+subjects.ObservedBucket, name, "-f"); err != nil {
 			t.Errorf("nats consumer rm says %q (%v)", out, err)
 		}
