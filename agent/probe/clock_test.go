@@ -3,6 +3,7 @@ package probe
 import (
 	"context"
 	"errors"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,6 +18,7 @@ func TestClock(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var (
+			mu        sync.Mutex
 			set, late time.Duration // by how much the host's clock was set, how long an answer takes
 			away      = true
 			asked     int
@@ -25,25 +27,45 @@ func TestClock(t *testing.T) {
 		start := time.Now()
 		c := &Clock{
 			Log: zerolog.Nop(),
-			now: func() reading { return reading{wall: time.Now().Add(set).Round(0), ran: time.Since(start)} },
+			now: func() reading {
+				mu.Lock()
+				defer mu.Unlock()
+				return reading{wall: time.Now().Add(set).Round(0), ran: time.Since(start)}
+			},
 			Ask: func(context.Context) (time.Time, error) {
+				mu.Lock()
 				asked++
-				if away {
+				none, wait := away, late
+				mu.Unlock()
+				if none {
 					return time.Time{}, errors.New("not connected")
 				}
-				now := time.Now().Add(late / 2)
-				time.Sleep(late)
+				now := time.Now().Add(wait / 2)
+				time.Sleep(wait)
 				return now, nil
 			},
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error)
-		go func() { ended <- c.Run(ctx, func(f desired.Clock) { told = append(told, f) }) }()
+		go func() {
+			ended <- c.Run(ctx, func(f desired.Clock) {
+				mu.Lock()
+				defer mu.Unlock()
+				told = append(told, f)
+			})
+		}()
+		change := func(f func()) {
+			mu.Lock()
+			defer mu.Unlock()
+			f()
+		}
 		after := func(what string, d time.Duration, want ...desired.Clock) {
 			t.Helper()
-			told = nil
+			change(func() { told, asked = nil, 0 })
 			time.Sleep(d)
 			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
 			if len(told) != len(want) {
 				t.Fatalf("%s: told %v, want %v", what, told, want)
 			}
@@ -54,21 +76,23 @@ func TestClock(t *testing.T) {
 			}
 		}
 		after("no connection", time.Minute)
-		away, late = false, 20*time.Millisecond
+		change(func() { away, late = false, 20*time.Millisecond })
 		after("connected", time.Minute, desired.Clock{OffsetMS: 0, ErrorMS: 10})
-		asked = 0
 		after("all is well", time.Hour)
-		if asked == 0 || asked > 40 {
-			t.Errorf("asked %d times in an hour", asked)
-		}
-		set = -90 * time.Second
+		change(func() {
+			if asked == 0 || asked > 40 {
+				t.Errorf("asked %d times in an hour", asked)
+			}
+			set = -90 * time.Second
+		})
 		after("somebody sets it", 15*time.Second, desired.Clock{OffsetMS: -90000, ErrorMS: 10})
-		asked = 0
 		after("it stays wrong", 5*time.Minute)
-		if asked < 20 {
-			t.Errorf("asked %d times in five minutes of a wrong clock", asked)
-		}
-		set = 0
+		change(func() {
+			if asked < 20 {
+				t.Errorf("asked %d times in five minutes of a wrong clock", asked)
+			}
+			set = 0
+		})
 		after("and sets it back", 15*time.Second, desired.Clock{OffsetMS: 0, ErrorMS: 10})
 		cancel()
 		if err := <-ended; !errors.Is(err, context.Canceled) {
