@@ -265,5 +265,5 @@ func TestNATS_ReadableWithThePlainCLI(t *testing.T) {
 			t.Errorf("nats consumer rm says %q (%v)", out, err)
 		}
 	}
-	b.ctl(t, "vm stop cli --wait")
+	b.createVM(t, "cli2", "--diskless --offering micro --network net1 --host h1") // waits for what its host reports
 }
