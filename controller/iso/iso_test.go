@@ -312,7 +312,7 @@ func TestRecipes(t *testing.T) {
 			Recipe{Mode: desired.ModeStorage, Net: "10.20.0.11/24,gateway=10.20.0.1,dns=10.20.0.2+10.20.0.3,mtu=9000", Bond: "bond0=eno1,eno2,mode=lacp", VLAN: 120, Keys: []string{key}, Hostname: "st1", Disks: []string{"serial=S3Z8"}, Erase: true},
 			[]string{"--bondopts=mode=802.3ad,miimon=100,lacp_rate=fast,xmit_hash_policy=layer3+4 --vlanid=120", "--nameserver=10.20.0.2,10.20.0.3 --mtu=9000", "ignoredisk --only-use=/dev/disk/by-id/*S3Z8", "clearpart --all --initlabel --disklabel=gpt --drives=/dev/disk/by-id/*S3Z8", `sshkey --username=root "` + key + `"`},
 		},
-		"mirror": {Recipe{Mode: desired.ModeManagement, Disks: []string{"sda", "path=pci-0000:00:1f.2-ata-2"}, PasswordHash: "$6$a$b", VLAN: 7}, []string{"part raid.22 --size=6144 --grow --ondisk=/dev/disk/by-path/pci-0000:00:1f.2-ata-2", "--interfacename=vlan7", `rootpw --iscrypted "$6$a$b"`}},
+		"mirror": {Recipe{Mode: desired.ModeManagement, Disks: []string{"sda", "path=pci-0000:00:1f.2-ata-2"}, PasswordHash: "$6$a$b", VLAN: 7}, []string{"part raid.22 --size=6144 --grow --ondisk=/dev/disk/by-path/pci-0000:00:1f.2-ata-2", "--interfacename=vlan7", "--service=ssh,vxlan,ntp", `rootpw --iscrypted "$6$a$b"`}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -71,7 +71,7 @@ func (r Recipe) Kickstart() (string, error) {
 		line("bootloader")
 	}
 	line("firewall --enabled %s", map[desired.Mode]string{
-		desired.ModeManagement: "--service=ssh,vxlan --port=4222:tcp,8480:tcp,49152-49215:tcp", desired.ModeCompute: "--service=ssh,vxlan --port=49152-49215:tcp",
+		desired.ModeManagement: "--service=ssh,vxlan,ntp --port=4222:tcp,8480:tcp,49152-49215:tcp", desired.ModeCompute: "--service=ssh,vxlan --port=49152-49215:tcp",
 		desired.ModeStorage: "--service=ssh,vxlan,nfs --port=49152-49215:tcp", desired.ModeExpert: "--service=ssh",
 	}[r.Mode])
 	line("services --enabled=sshd,chronyd")
