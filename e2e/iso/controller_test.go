@@ -16,8 +16,14 @@ import (
 // inside is the address at which machines reach the controller; it is no machine's.
 const inside = "10.0.2.100"
 
+// cloud is an installation, as an administrator with shoalctl sees it.
+type cloud struct {
+	shoalctl func(args ...string) (string, error)
+}
+
 // controller is a real one, on this machine's loopback.
 type controller struct {
+	cloud
 	dir, port, http string
 	cmd             *exec.Cmd
 	log             bytes.Buffer
@@ -27,6 +33,7 @@ type controller struct {
 func startController(t *testing.T) *controller {
 	t.Helper()
 	c := &controller{dir: filepath.Join(t.TempDir(), "controller"), port: freePort(t), http: freePort(t)}
+	c.cloud = cloud{c.try}
 	t.Cleanup(func() {
 		c.stop()
 		if t.Failed() {
@@ -96,9 +103,9 @@ func (c *controller) try(args ...string) (string, error) {
 }
 
 // ctl runs a shoalctl command, given as one types it, that must succeed.
-func (c *controller) ctl(t *testing.T, line string, args ...any) string {
+func (c cloud) ctl(t *testing.T, line string, args ...any) string {
 	t.Helper()
-	out, err := c.try(strings.Fields(fmt.Sprintf(line, args...))...)
+	out, err := c.shoalctl(strings.Fields(fmt.Sprintf(line, args...))...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,7 +116,7 @@ func (c *controller) ctl(t *testing.T, line string, args ...any) string {
 type status struct{ State, Virt string }
 
 // host gives the status of a host, empty if there is none of this name.
-func (c *controller) host(t *testing.T, name string) status {
+func (c cloud) host(t *testing.T, name string) status {
 	t.Helper()
 	var hosts []struct{ Status status }
 	if err := json.Unmarshal([]byte(c.ctl(t, "host list --where name=%s -o json", name)), &hosts); err != nil {
@@ -122,7 +129,7 @@ func (c *controller) host(t *testing.T, name string) status {
 }
 
 // connects waits until the controller knows a host of this name and is in touch with it.
-func (c *controller) connects(t *testing.T, name string, limit time.Duration) {
+func (c cloud) connects(t *testing.T, name string, limit time.Duration) {
 	t.Helper()
 	eventually(t, limit, func() error {
 		if state := c.host(t, name).State; state != "Connected" {

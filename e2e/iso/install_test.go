@@ -46,7 +46,7 @@ func TestBIOS(t *testing.T) {
 		}
 		return err
 	})
-	guest(t, c, "bios1", func(line string) (string, error) { return key.run(h.ssh, line) })
+	guest(t, c.cloud, tiny(t), "bios1", func(line string) (string, error) { return key.run(h.ssh, line) })
 	m.off()
 
 	t.Run("wrong token", func(t *testing.T) {
@@ -61,13 +61,19 @@ func TestBIOS(t *testing.T) {
 	})
 }
 
-// guest runs a guest on a host; in runs a shell line there.
-func guest(t *testing.T, c *controller, host string, in func(line string) (string, error)) {
+// tiny is the file of the tiny guest.
+func tiny(t *testing.T) string {
 	t.Helper()
 	image, err := filepath.Abs(filepath.Join(root, ".cache/guest/tiny.qcow2"))
 	if err != nil {
 		t.Fatal(err)
 	}
+	return image
+}
+
+// guest runs a guest on a host, from an image that is a file of the controller's machine; in runs a shell line on the host.
+func guest(t *testing.T, c cloud, image, host string, in func(line string) (string, error)) {
+	t.Helper()
 	for _, line := range []string{
 		"storage create local --zone z1 --type local --path /var/lib/shoal/storage --cluster c1",
 		"vxlanpool create vx --zone z1 --range 100-199", "vxlanpool attach vx --cluster c1 --cidr 10.0.2.0/24", "l2 create l2a --zone z1 --type vxlan --pool vx",

@@ -1,9 +1,11 @@
 package iso
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"crypto/rand"
 	"fmt"
+	"io"
 	"net"
 	"testing"
 	"time"
@@ -31,14 +33,17 @@ func newKey(t *testing.T) key {
 	return key{signer, write(t, "key.pub", string(ssh.MarshalAuthorizedKey(signer.PublicKey())))}
 }
 
-// run runs a shell line on the machine whose SSH server is at a port of this one.
-func (k key) run(port, line string) (string, error) {
+// run runs a shell line on the machine whose SSH server is at a port of this one, and gives its standard output.
+func (k key) run(port, line string) (string, error) { return k.feed(port, line, nil) }
+
+// feed does the same with something on the line's standard input.
+func (k key) feed(port, line string, stdin io.Reader) (string, error) {
 	conn, err := net.DialTimeout("tcp", "127.0.0.1:"+port, time.Minute)
 	if err != nil {
 		return "", err
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(2 * time.Minute)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(5 * time.Minute)); err != nil {
 		return "", err
 	}
 	// The machine made its own key a minute ago, and it is behind a port that only QEMU listens on.
@@ -53,9 +58,10 @@ func (k key) run(port, line string) (string, error) {
 		return "", err
 	}
 	defer session.Close()
-	out, err := session.CombinedOutput(line)
-	if err != nil {
-		err = fmt.Errorf("%s: %w: %s", line, err, out)
+	var out, errOut bytes.Buffer
+	session.Stdin, session.Stdout, session.Stderr = stdin, &out, &errOut
+	if err := session.Run(line); err != nil {
+		return "", fmt.Errorf("%s: %w: %s%s", line, err, out.String(), errOut.String())
 	}
-	return string(out), err
+	return out.String(), nil
 }
