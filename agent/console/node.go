@@ -90,6 +90,8 @@ type Machine struct {
 	Archives string
 
 	mu sync.Mutex
+	// libvirt stays connected from one look to the next, since libvirtd logs an error at the end of each connection.
+	libvirt *domain.Socket
 	// busy and total are the processors' ticks at the last look.
 	busy, total uint64
 }
@@ -285,15 +287,17 @@ func (m *Machine) vms(ctx context.Context, n *Node) error {
 	return errors.Join(err, libvirtErr)
 }
 
+// domains are libvirt's. The caller holds the lock.
 func (m *Machine) domains(ctx context.Context) ([]domain.Info, error) {
 	if _, err := os.Stat(m.Libvirt); err != nil {
 		return nil, fmt.Errorf("libvirtd: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
-	libvirt := domain.NewSocket(m.Libvirt)
-	defer libvirt.Close()
-	infos, err := libvirt.List(ctx)
+	if m.libvirt == nil {
+		m.libvirt = domain.NewSocket(m.Libvirt)
+	}
+	infos, err := m.libvirt.List(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("libvirtd: %w", err)
 	}
