@@ -19,6 +19,9 @@ import (
 const (
 	// reconcileEvery is how often the picture is put right, because events get lost.
 	reconcileEvery = time.Minute
+	// reconcileRetry is how soon it is tried again when servers did not answer, at first; then less often. Until they do, hosts that
+	// connected before anybody listened are taken for absent.
+	reconcileRetry = time.Second
 	// connzPage is how many connections one answer may list, connzWait how long servers have to answer.
 	connzPage = 1024
 	connzWait = 2 * time.Second
@@ -66,10 +69,21 @@ func (s *Site) Presence(ctx context.Context, tell func(host string, connected bo
 	}
 	status := s.system.StatusChanged(nats.CONNECTED)
 	defer s.system.RemoveStatusListener(status)
+	return p.follow(ctx, events, status, func(ctx context.Context) list {
+		l := s.connections(ctx, p.account)
+		if l.err != nil && ctx.Err() == nil {
+			s.log.Warn().Err(l.err).Msg("connected hosts not listed")
+		}
+		return l
+	})
+}
+
+// follow takes in events, and lists of connections: at first, after each change of status, and now and then.
+func (p *presence) follow(ctx context.Context, events <-chan *nats.Msg, status <-chan nats.Status, connections func(context.Context) list) error {
 	lists := make(chan list, 1)
 	next := time.NewTimer(0)
 	defer next.Stop()
-	asking := false
+	asking, retry := false, reconcileRetry
 	for {
 		select {
 		case <-ctx.Done():
@@ -86,15 +100,15 @@ func (s *Site) Presence(ctx context.Context, tell func(host string, connected bo
 			asking = true
 			clear(p.gone)
 			clear(p.fresh)
-			go func() { lists <- s.connections(ctx, p.account) }()
+			go func() { lists <- connections(ctx) }()
 		case l := <-lists:
 			asking = false
 			if l.err != nil {
-				if ctx.Err() == nil {
-					s.log.Warn().Err(l.err).Msg("connected hosts not listed")
-				}
+				next.Reset(retry)
+				retry = min(2*retry, reconcileEvery)
 				continue
 			}
+			retry = reconcileRetry
 			p.reconcile(l, time.Now().UTC())
 		}
 	}
@@ -239,7 +253,11 @@ func (s *Site) ask(ctx context.Context, subject string, req []byte) ([][]byte, e
 	if err := s.system.PublishRequest(subject, inbox, req); err != nil {
 		return nil, err
 	}
-	wait, cancel := context.WithTimeout(ctx, connzWait)
+	limit := connzWait
+	if s.server != nil {
+		limit = 5 * connzWait // it ends with the one answer, and the server may be busy: everybody connects when it starts
+	}
+	wait, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	var out [][]byte
 	for {
