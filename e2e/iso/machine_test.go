@@ -48,11 +48,11 @@ func need(t *testing.T) string {
 	return image
 }
 
-// thorough skips what CI has no time for.
+// thorough skips what test-iso has no time for.
 func thorough(t *testing.T) {
 	t.Helper()
 	if testing.Short() {
-		t.Skip("SKIPPED: CI has no time for it; run ./scripts/task e2e-iso")
+		t.Skip("SKIPPED: too long for test-iso; run ./scripts/task e2e-iso")
 	}
 }
 
