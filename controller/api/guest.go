@@ -71,11 +71,11 @@ func (s *Service) guests(ctx context.Context, svc micro.Service, spawn func(func
 			return err
 		}
 	}
-	if err := svc.AddEndpoint("agent-"+desired.TimeVerb, spawn(s.answerTime), micro.WithEndpointSubject(subjects.AgentAPIEndpoint(desired.TimeVerb)),
+	if err := svc.AddEndpoint("agent-"+desired.TimeVerb, spawn(s.forAgents(ctx, s.answerTime)), micro.WithEndpointSubject(subjects.AgentAPIEndpoint(desired.TimeVerb)),
 		micro.WithEndpointMetadata(map[string]string{"class": string(Read), "summary": "for agents: what time it is"})); err != nil {
 		return err
 	}
-	return svc.AddEndpoint("agent-"+desired.RenewVerb, spawn(s.answerRenew), micro.WithEndpointSubject(subjects.AgentAPIEndpoint(desired.RenewVerb)),
+	return svc.AddEndpoint("agent-"+desired.RenewVerb, spawn(s.forAgents(ctx, s.answerRenew)), micro.WithEndpointSubject(subjects.AgentAPIEndpoint(desired.RenewVerb)),
 		micro.WithEndpointMetadata(map[string]string{"class": string(Read), "summary": "for agents: credentials anew"}))
 }
 
@@ -410,24 +410,8 @@ func (s *Service) guestTime(_ context.Context, info requestInfo, _ *resource.Req
 }
 
 // answerTime tells a connected agent.
-func (s *Service) answerTime(req micro.Request) {
-	if req.Reply() == "" {
-		return
-	}
-	host, verb, err := subjects.ParseAgentAPI(req.Subject())
-	var info requestInfo
-	if err == nil {
-		info, err = admit(req, s.cfg.AgentAccount)
-	}
-	var body []byte
-	if err == nil {
-		body, err = json.Marshal(desired.TimeReply{Now: s.cfg.Env.Now()})
-	}
-	if err != nil {
-		s.refuseAgent(req, host, verb, info, err)
-		return
-	}
-	s.send(req, &nats.Msg{Data: body})
+func (s *Service) answerTime(context.Context, string, requestInfo, []byte) ([]byte, error) {
+	return json.Marshal(desired.TimeReply{Now: s.cfg.Env.Now()})
 }
 
 // proves checks a guest's proof that a host's key is its own.
@@ -449,35 +433,16 @@ func proves(p desired.RenewRequest) error {
 }
 
 // answerRenew gives a connected agent credentials anew. The server vouches for its id, and for its key.
-func (s *Service) answerRenew(req micro.Request) {
-	if req.Reply() == "" {
-		return
+func (s *Service) answerRenew(_ context.Context, host string, info requestInfo, _ []byte) ([]byte, error) {
+	h, ok := resource.Find[*resource.Host](s.cfg.Store.View(), host)
+	if !ok || h.PublicKey != info.User {
+		return nil, removedHost()
 	}
-	host, verb, err := subjects.ParseAgentAPI(req.Subject())
-	defer s.recovered(req, "agent."+verb, host)
-	var info requestInfo
-	if err == nil {
-		info, err = admit(req, s.cfg.AgentAccount)
-	}
-	var c *desired.Credentials
-	if err == nil {
-		h, ok := resource.Find[*resource.Host](s.cfg.Store.View(), host)
-		if !ok || h.PublicKey != info.User {
-			err = removedHost()
-		} else {
-			c, err = s.credentials(h)
-		}
-	}
+	c, err := s.credentials(h)
 	if err != nil {
-		s.refuseAgent(req, host, verb, info, err)
-		return
+		return nil, err
 	}
-	body, err := json.Marshal(c)
-	if err != nil {
-		s.refuse(req, "agent."+verb, host, err)
-		return
-	}
-	s.send(req, &nats.Msg{Data: body})
+	return json.Marshal(c)
 }
 
 // refusal makes an error one that can be told, and logs what nobody foresaw.

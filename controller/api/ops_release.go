@@ -4,19 +4,14 @@ import (
 	"cmp"
 	"context"
 	"encoding/base64"
-	"encoding/json"
 	"fmt"
 	"time"
-
-	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/micro"
 
 	"shoal/controller/access"
 	"shoal/controller/plan"
 	"shoal/controller/release"
 	"shoal/controller/resource"
 	"shoal/desired"
-	"shoal/subjects"
 )
 
 // Releases takes binaries of agents in, and hands them to hosts. See package release.
@@ -184,33 +179,16 @@ func openRollout(r resource.Reader, ref string) (string, error) {
 }
 
 // answerRelease answers an agent that asks for a part of its release.
-func (s *Service) answerRelease(ctx context.Context, req micro.Request) {
-	if req.Reply() == "" {
-		return
-	}
-	host, verb, err := subjects.ParseAgentAPI(req.Subject())
-	if err == nil {
-		_, err = admit(req, s.cfg.AgentAccount)
-	}
-	var p desired.ReleaseRequest
-	if err == nil {
-		if len(req.Data()) > MaxRequestBytes {
-			err = resource.Invalid("request", "is too long")
-		} else if jsonErr := json.Unmarshal(req.Data(), &p); jsonErr != nil {
-			err = resource.Invalid("request", "is not JSON: %v", jsonErr)
-		}
-	}
-	var part []byte
-	if err == nil {
-		ctx, cancel := context.WithTimeout(ctx, readTimeout)
-		defer cancel()
-		if part, err = s.cfg.Env.Releases.Part(ctx, host, p); err != nil {
-			err = fmt.Errorf("get a part of release %s: %w", p.Release, err)
-		}
-	}
+func (s *Service) answerRelease(ctx context.Context, host string, _ requestInfo, body []byte) ([]byte, error) {
+	p, err := agentRequest[desired.ReleaseRequest](body)
 	if err != nil {
-		s.refuse(req, "agent."+verb, host, err)
-		return
+		return nil, err
 	}
-	s.send(req, &nats.Msg{Data: part})
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	part, err := s.cfg.Env.Releases.Part(ctx, host, p)
+	if err != nil {
+		return nil, fmt.Errorf("get a part of release %s: %w", p.Release, err)
+	}
+	return part, nil
 }

@@ -129,14 +129,14 @@ func (s *Service) Run(ctx context.Context) error {
 		return fmt.Errorf("register requests of guests: %w", err)
 	}
 	if s.cfg.ImageURLs != nil {
-		err := svc.AddEndpoint("agent-image-url", s.concurrent(&wg, s.answerImageURL), micro.WithEndpointSubject(subjects.AgentAPIEndpoint("image-url")),
+		err := svc.AddEndpoint("agent-image-url", s.concurrent(&wg, s.forAgents(work, s.answerImageURL)), micro.WithEndpointSubject(subjects.AgentAPIEndpoint("image-url")),
 			micro.WithEndpointMetadata(map[string]string{"class": string(Read), "summary": "for agents: where to fetch an image"}))
 		if err != nil {
 			return fmt.Errorf("register image-url: %w", err)
 		}
 	}
 	if s.cfg.Env.Releases != nil {
-		err := svc.AddEndpoint("agent-"+desired.ReleaseVerb, s.concurrent(&wg, func(req micro.Request) { s.answerRelease(work, req) }),
+		err := svc.AddEndpoint("agent-"+desired.ReleaseVerb, s.concurrent(&wg, s.forAgents(work, s.answerRelease)),
 			micro.WithEndpointSubject(subjects.AgentAPIEndpoint(desired.ReleaseVerb)),
 			micro.WithEndpointMetadata(map[string]string{"class": string(Read), "summary": "for agents: a part of the release to run"}))
 		if err != nil {
@@ -624,18 +624,6 @@ func repeated(r resource.Reader, op *Operation, requestID string) (Outcome, []st
 	return out, nil
 }
 
-// refuseAgent refuses a request of an agent, for which the server vouches where it has said from where it comes.
-func (s *Service) refuseAgent(req micro.Request, host, verb string, info requestInfo, err error) {
-	n := history.Note{Request: resource.Request{ID: uuid.NewString(), Caller: host, From: info.Host, Op: "agent." + verb, Started: s.now()}}
-	if info.User == "" {
-		n.Caller, n.Guest = unverified, true
-	}
-	if !errors.Is(err, store.ErrNotLeading) {
-		s.note(context.Background(), n, err)
-	}
-	s.refuse(req, n.Op, host, err)
-}
-
 // now is the time as the journal has it.
 func (s *Service) now() time.Time { return s.cfg.Env.Now().UTC().Round(0) }
 
@@ -650,38 +638,17 @@ type (
 	}
 )
 
-func (s *Service) answerImageURL(req micro.Request) {
-	if req.Reply() == "" {
-		return
+func (s *Service) answerImageURL(_ context.Context, host string, _ requestInfo, body []byte) ([]byte, error) {
+	p, err := agentRequest[ImageURLRequest](body)
+	if err != nil {
+		return nil, err
 	}
-	host, verb, err := subjects.ParseAgentAPI(req.Subject())
-	var info requestInfo
-	if err == nil {
-		info, err = admit(req, s.cfg.AgentAccount)
-	}
-	var p ImageURLRequest
-	if err == nil {
-		if len(req.Data()) > MaxRequestBytes {
-			err = resource.Invalid("request", "is too long")
-		} else if jsonErr := json.Unmarshal(req.Data(), &p); jsonErr != nil {
-			err = resource.Invalid("request", "is not JSON: %v", jsonErr)
-		}
-	}
-	if err == nil && s.cfg.Store.View().Get(resource.KindHost, host) == nil {
-		err = resource.NotFound(resource.KindHost, host)
+	if s.cfg.Store.View().Get(resource.KindHost, host) == nil {
+		return nil, resource.NotFound(resource.KindHost, host)
 	}
 	var answer ImageURLReply
-	if err == nil {
-		answer.URLs, answer.Expires, err = s.cfg.ImageURLs(p.Image)
+	if answer.URLs, answer.Expires, err = s.cfg.ImageURLs(p.Image); err != nil {
+		return nil, err
 	}
-	if err != nil {
-		s.refuseAgent(req, host, verb, info, err)
-		return
-	}
-	body, err := json.Marshal(answer)
-	if err != nil {
-		s.refuse(req, "agent."+verb, host, err)
-		return
-	}
-	s.send(req, &nats.Msg{Data: body})
+	return json.Marshal(answer)
 }
