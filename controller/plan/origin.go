@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -245,7 +246,7 @@ func (d *document) origins(vms []*resource.VM, nics map[string][]*resource.NIC) 
 		default:
 			// Many hosts have them.
 			key := originKey{r.Kind(), id, len(parts) > 0}
-			known := false
+			var known bool
 			if it, known = d.origs[key]; !known {
 				it, err = d.originItem(r, parts...)
 				d.origs[key] = it
@@ -427,44 +428,15 @@ type originKey struct {
 
 // emptyOrigin is an empty record of a kind, to decode into; nil for kinds of which documents say nothing.
 func emptyOrigin(kind resource.Kind) any {
-	switch kind {
-	case resource.KindAccount:
-		return &accountOrigin{}
-	case resource.KindZone:
-		return &zoneOrigin{}
-	case resource.KindCluster:
-		return &clusterOrigin{}
-	case resource.KindHost:
-		return &hostOrigin{}
-	case resource.KindStorage:
-		return &storageOrigin{}
-	case resource.KindImage:
-		return &imageOrigin{}
-	case resource.KindOffering:
-		return &offeringOrigin{}
-	case resource.KindDiskOffering:
-		return &diskOfferingOrigin{}
-	case resource.KindVXLANPool:
-		return &vxlanPoolOrigin{}
-	case resource.KindL2:
-		return &l2Origin{}
-	case resource.KindL3:
-		return &l3Origin{}
-	case resource.KindIPRange:
-		return &ipRangeOrigin{}
-	case resource.KindSecGroup:
-		return &secGroupOrigin{}
-	case resource.KindSecRule:
-		return &secRuleOrigin{}
-	case resource.KindVM:
-		return &vmOrigin{}
-	case resource.KindNIC:
-		return &nicOrigin{}
-	case resource.KindVolume:
-		return &volumeOrigin{}
-	default:
+	r := resource.New(kind)
+	if r == nil {
 		return nil
 	}
+	record := originOf(r)
+	if record == nil {
+		return nil
+	}
+	return reflect.New(reflect.TypeOf(record)).Interface()
 }
 
 // originSet are the resources that a document says it was made from, each as far as it tells.
