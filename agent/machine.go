@@ -2,11 +2,8 @@ package agent
 
 import (
 	"context"
-	"fmt"
 	"net/http"
-	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/rs/zerolog"
 
@@ -52,9 +49,9 @@ type Sensor interface {
 
 // real is the machine that the agent runs on; libvirt is to be closed.
 func (a *agent) real(cfg Config, who *install.Identity) (m Machine, libvirt *domain.Socket, err error) {
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	boot, err := host.Boot()
 	if err != nil {
-		return Machine{}, nil, fmt.Errorf("read the id of this start of the machine: %w", err)
+		return Machine{}, nil, err
 	}
 	libvirt = domain.NewSocket(cfg.Libvirt)
 	m = hands(libvirt)
@@ -62,7 +59,7 @@ func (a *agent) real(cfg Config, who *install.Identity) (m Machine, libvirt *dom
 	if err != nil {
 		return Machine{}, nil, err
 	}
-	m.Boot, m.Sensor, m.Images = strings.TrimSpace(string(boot)), sensor, install.HTTPClient(who.Roots)
+	m.Boot, m.Sensor, m.Images = boot, sensor, install.HTTPClient(who.Roots)
 	return m, libvirt, nil
 }
 

@@ -106,6 +106,15 @@ func tail(s string, n int) string {
 	return s
 }
 
+// Boot is the id of this start of the machine: another one after every start.
+func Boot() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("read the id of this start of the machine: %w", err)
+	}
+	return strings.TrimSpace(string(b)), nil
+}
+
 // WriteFile puts content at path at once: readers and crashes see the old file or the new one. Missing parents are made.
 func WriteFile(path string, content []byte, perm os.FileMode) (err error) {
 	dir := filepath.Dir(path)

@@ -336,10 +336,4 @@ func (Kernel) Uptime() (time.Duration, error) {
 }
 
 // Boot implements Machine.
-func (Kernel) Boot() (string, error) {
-	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return "", fmt.Errorf("read the id of this start of the machine: %w", err)
-	}
-	return strings.TrimSpace(string(b)), nil
-}
+func (Kernel) Boot() (string, error) { return host.Boot() }

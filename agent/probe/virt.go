@@ -97,16 +97,16 @@ func tryKVM(ctx context.Context, run host.Runner, dir string) (why string, err e
 
 // findVirt decides between KVM and emulation, from the cache where host and QEMU are as they were.
 func findVirt(ctx context.Context, run host.Runner, data string) (virt, error) {
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	boot, err := host.Boot()
 	if err != nil {
-		return virt{}, fmt.Errorf("read boot id: %w", err)
+		return virt{}, err
 	}
 	version, err := qemuVersion(ctx, run)
 	if err != nil {
 		return virt{}, err
 	}
 	cache := filepath.Join(data, "virt.json")
-	now := virt{Boot: strings.TrimSpace(string(boot)), Version: version}
+	now := virt{Boot: boot, Version: version}
 	var old virt
 	if b, err := os.ReadFile(cache); err == nil && json.Unmarshal(b, &old) == nil && old.Boot == now.Boot && old.Version == now.Version {
 		return old, nil
